@@ -1,0 +1,92 @@
+"""Imperatives: the only things that the scheduler asks for.
+
+Owns the shapes. The gate carries them out and tells the outcome as an event; must not hold behaviour.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ollama_swap_proxy.core.tickets import LoadRecipe, Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Let this ticket's request through: it now holds a lease.
+
+    ``swapped`` says whether a swap was made for it or while it waited (for the request's log line).
+    """
+
+    ticket_id: int
+    swapped: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why a ticket ends without a lease. ``code`` is stable and documented (docs/api.md).
+
+    Codes: ``upstream_down`` (502), ``waited_too_long`` (503), ``nothing_moved`` (503), ``unload_not_confirmed`` (504), ``drain_stuck`` (503),
+    ``load_failed`` (upstream's status), ``load_timeout`` (504), ``line_full`` (503), ``stopping`` (503).
+    """
+
+    code: str
+    status: int
+    message: str
+    retry_after_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Answer this ticket's request with an error of ours."""
+
+    ticket_id: int
+    rejection: Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """Fetch a report that is asked for now or later than now (one that is under way already is too old)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evict:
+    """Ask upstream to unload whatever runner has this key, by any name that still reaches it."""
+
+    key: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Make upstream load this variant, on a task that no client owns."""
+
+    variant: Variant
+    name: str
+    recipe: LoadRecipe
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class WakeAt:
+    """Send `events.TimePassed` at this time; replaces the wake asked for before. None: no wake is needed."""
+
+    at: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Something worth a log line happened; ``name`` is stable, ``fields`` are plain values. Logging is a command too.
+
+    Names: ``swap_decided``, ``drain_started``, ``drain_slow``, ``drain_ended``, ``eviction_sent``, ``eviction_repeated``, ``eviction_confirmed``,
+    ``newcomer_found``, ``settle_started``, ``load_started``, ``load_ended``, ``load_failed``, ``swap_ended``, ``swap_given_up``,
+    ``spill_found``, ``settle_learned``, ``resident_found``, ``resident_gone``, ``residency_unknown``, ``residency_known``,
+    ``cool_down_started``, ``variant_reload``.
+    """
+
+    name: str
+    fields: Mapping[str, object] = field(default_factory=dict)
+    warning: bool = False
+
+
+Command = Grant | Reject | Observe | Evict | Load | WakeAt | Step

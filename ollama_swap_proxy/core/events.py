@@ -1,0 +1,140 @@
+"""Facts, in the past tense: the only things that the scheduler is told.
+
+Owns the shapes. Must not hold behaviour: `scheduler` says what each fact means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ollama_swap_proxy.core.tickets import Report, Ticket, Variant
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A request that needs a lease is here, its body read."""
+
+    ticket: Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """The client of a waiting ticket left."""
+
+    ticket_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """The answer to a leased request moved: upstream sent bytes, the last of them at ``at``."""
+
+    ticket_id: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A leased request is over, well or not; ``served`` says whether upstream answered it with a status below 400."""
+
+    ticket_id: int
+    served: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyObserved:
+    """A report came. It answers the last `commands.Observe`, or is one of the periodic ones."""
+
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class ResidencyUnknown:
+    """A report was late, failed or malformed. Unknown is never "gone", and never room.
+
+    ``unreachable`` is True when no connection to upstream could be made at all.
+    """
+
+    asked_at: float
+    reason: str
+    unreachable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EvictionAnswered:
+    """Ollama answered our unload request. Confirms nothing: the answer comes before anything is unloaded.
+
+    ``accepted`` is False when no name reached the runner (404) or the call failed; ``reason`` then says why.
+    """
+
+    key: str
+    accepted: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailure:
+    """Why a load failed: upstream's own status and error text, or ours.
+
+    ``transient`` marks what is no failed load: a full queue (503), an upstream that went away.
+    """
+
+    status: int
+    text: str
+    transient: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LoadEnded:
+    """Our load request was answered; ``failure`` is None when Ollama says that the model is loaded."""
+
+    variant: Variant
+    failure: LoadFailure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ViewOutdated:
+    """Something passed by us that may have changed what is resident (an unload request, an answered passthrough)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChanged:
+    """A pull, create, copy or delete of a name of this key went through: its cool-down is over."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamIdentified:
+    """Upstream told its version; ``ps_is_safe`` from v0.32.4 on, where polling takes locks (PR #17376)."""
+
+    version: str
+    ps_is_safe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """We were asked to end: waiting tickets are answered, running leases go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimePassed:
+    """The time that the last `commands.WakeAt` asked for has come (or any other moment: it is harmless)."""
+
+
+Event = (
+    Arrived
+    | Abandoned
+    | Progressed
+    | Released
+    | ResidencyObserved
+    | ResidencyUnknown
+    | EvictionAnswered
+    | LoadEnded
+    | ViewOutdated
+    | ModelChanged
+    | UpstreamIdentified
+    | Stopping
+    | TimePassed
+)

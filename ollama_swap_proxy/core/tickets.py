@@ -1,0 +1,103 @@
+"""The words for a request that needs a model: variant, ticket, lease.
+
+Owns the value types that the scheduler, the gate and the app pass between them. Must not decide anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Variant:
+    """A model with one set of runner options: what a turn, a swap and a load are for.
+
+    ``key`` is the weights (Ollama shares one runner between all names with the same weights blob; server/sched.go:110).
+    ``options`` is the canonical spelling of the effective runner options; two variants of one key never share a runner.
+    """
+
+    key: str
+    options: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.key}[{self.options}]" if self.options else self.key
+
+
+@dataclass(frozen=True, slots=True)
+class LoadRecipe:
+    """How to make Ollama load a variant by an empty request of ours.
+
+    ``path`` is ``/api/generate``, ``/api/chat`` or ``/api/embed``; ``body`` the JSON to send. It carries the variant's
+    runner options and no keep_alive: keep_alive is sticky on the runner and a value of ours would outlive us.
+    """
+
+    path: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """One client request that waits for its model.
+
+    ``name`` is the canonical model name that the request used. ``recipe`` is None where no empty request can load the
+    model (audio, options that we cannot read): then the request itself loads it, alone.
+    ``stays_briefly`` says that the request carries a keep_alive so short that the view is stale when it ends.
+    """
+
+    id: int
+    variant: Variant
+    name: str
+    arrived_at: float
+    recipe: LoadRecipe | None
+    client: str = ""
+    stays_briefly: bool = False
+
+
+@dataclass(slots=True)
+class Lease:
+    """The right, held by one request, to use a resident model. A model with leases is never evicted."""
+
+    ticket: Ticket
+    granted_at: float
+    first_byte_at: float | None = None
+    last_byte_at: float | None = None
+    loads: bool = False
+    """True while this request is the one that makes Ollama load the model."""
+
+    @property
+    def moved_at(self) -> float:
+        """The last moment at which this lease is known to have moved (granted, or streamed a byte)."""
+        return self.last_byte_at if self.last_byte_at is not None else self.granted_at
+
+
+@dataclass(frozen=True, slots=True)
+class Resident:
+    """A model that upstream's report lists as loaded.
+
+    ``names`` are all names known to be this runner, the listed one first; ``reachable`` says whether an unload can
+    still find it by one of them (a deleted or re-created name cannot be unloaded; server/sched.go:1713). ``expires_in_s`` is advice only: Ollama's
+    own value may lie in the past while the model is busy.
+    """
+
+    key: str
+    name: str
+    digest: str
+    size_bytes: int
+    size_vram_bytes: int
+    expires_in_s: float | None = None
+    reachable: bool = True
+    context_length: int = 0
+
+    @property
+    def spilled_bytes(self) -> int:
+        """How much of it runs on the CPU; 0 for a model that lies wholly in GPU memory."""
+        return max(0, self.size_bytes - self.size_vram_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """One answer of GET /api/ps, with the keys resolved. ``asked_at`` is when we asked, ``at`` when the answer came."""
+
+    asked_at: float
+    at: float
+    residents: tuple[Resident, ...] = field(default=())

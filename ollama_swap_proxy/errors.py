@@ -1,0 +1,79 @@
+"""Errors of ours: one table from what went wrong to status, stable code and a body in the caller's dialect.
+
+Owns every byte that we answer in Ollama's place. Must not decide when an error is due. No text here contains "refused" or
+"could not connect": the Ollama CLI takes those for a missing server and starts its own (cmd/cmd.go:2079).
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from dataclasses import dataclass
+from enum import Enum
+
+MARK = "X-Ollama-Swap-Proxy-Error"
+"""The response header that marks an answer as ours; its value is the stable code."""
+
+LONGEST_RETRY_AFTER_S = 59
+"""Client libraries ignore a Retry-After of 60 s and more (openai-python and anthropic-python: 0 < value <= 60)."""
+
+
+class Dialect(Enum):
+    """Whose error and stream shapes a path speaks."""
+
+    NATIVE = "native"
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+
+
+_OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error"}
+_ANTHROPIC_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    529: "overloaded_error",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyError(Exception):
+    """An answer that we give instead of Ollama.
+
+    ``retry_after_s`` is whole seconds, or None where trying again does not help; it is sent clamped to 1 to 59.
+    """
+
+    code: str
+    status: int
+    message: str
+    retry_after_s: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+    def headers(self) -> list[tuple[str, str]]:
+        """Return the headers that belong to this error, Content-Length excluded."""
+        pairs = [("Content-Type", "application/json; charset=utf-8"), (MARK, self.code)]
+        if self.retry_after_s is not None:
+            pairs.append(("Retry-After", str(min(max(self.retry_after_s, 1), LONGEST_RETRY_AFTER_S))))
+        return pairs
+
+    def body(self, dialect: Dialect) -> bytes:
+        """Return the JSON body, shaped as Ollama shapes its own errors on such a path (semantics, section 9)."""
+        shape: dict[str, object]
+        if dialect is Dialect.OPENAI:
+            kind = _OPENAI_TYPES.get(self.status, "api_error")
+            shape = {"error": {"message": self.message, "type": kind, "param": None, "code": self.code}}
+        elif dialect is Dialect.ANTHROPIC:
+            kind = _ANTHROPIC_TYPES.get(self.status, "api_error")
+            shape = {
+                "type": "error",
+                "error": {"type": kind, "message": self.message},
+                "request_id": f"req_{secrets.token_hex(12)}",
+            }
+        else:
+            shape = {"error": self.message}
+        return json.dumps(shape, ensure_ascii=False).encode()

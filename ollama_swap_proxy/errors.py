@@ -39,7 +39,7 @@ _ANTHROPIC_TYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)  # not frozen: Python itself sets __traceback__ on an exception under way
 class ProxyError(Exception):
     """An answer that we give instead of Ollama.
 

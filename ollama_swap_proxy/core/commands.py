@@ -15,11 +15,13 @@ from ollama_swap_proxy.core.tickets import LoadRecipe, Variant
 class Grant:
     """Let this ticket's request through: it now holds a lease.
 
-    ``swapped`` says whether a swap was made for it or while it waited (for the request's log line).
+    ``swapped`` says whether a swap was made while it waited (for the request's log line). ``loads`` marks the request by
+    which Ollama itself loads the model: the gate tells its first byte at once (`events.Progressed`), that of others later.
     """
 
     ticket_id: int
     swapped: bool = False
+    loads: bool = False
 
 
 @dataclass(frozen=True, slots=True)

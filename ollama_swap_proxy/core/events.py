@@ -34,10 +34,10 @@ class Progressed:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """A leased request is over, well or not; ``served`` says whether upstream answered it with a status below 400."""
+    """A leased request is over. ``failed`` says that upstream answered it with a status of 500 or more, or broke off."""
 
     ticket_id: int
-    served: bool
+    failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

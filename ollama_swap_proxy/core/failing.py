@@ -1,0 +1,159 @@
+"""How swaps fail, and what follows: who is told, what is left alone for a while.
+
+Owns the failures and their texts. A failed swap is not tried again at once: a broken model must not keep throwing good ones out.
+"""
+
+from __future__ import annotations
+
+import math
+
+from ollama_swap_proxy.core import commands
+from ollama_swap_proxy.core.events import LoadFailure
+from ollama_swap_proxy.core.policy import RETRY_AFTER_S
+from ollama_swap_proxy.core.state import NEVER, Pause, Phase, State, Swap, doubled
+from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
+from ollama_swap_proxy.core.turns import Turn
+
+LOAD_BREAKS_ALLOWED = 3
+"""So often may the connection of a load break (upstream restarting) before that counts as a failed load."""
+
+
+def drain_stuck(state: State, swap: Swap, blocking: list[Lease], now: float) -> None:
+    """Give a drain up in which nothing was streamed for too long: its victims are served again."""
+    names = ", ".join(sorted({lease.ticket.name for lease in blocking}))
+    waited = _seconds(state.policy.stuck_after_s)
+    text = f"{swap.name} was waited for behind {names}: {len(blocking)} running request(s) sent no byte for {waited}"
+    rejection = commands.Rejection("drain_stuck", 503, text, retry_after_s=10)
+    _give_up(state, swap, {lease.ticket.variant.key for lease in blocking}, rejection, now)
+
+
+def unload_not_confirmed(state: State, swap: Swap, now: float) -> None:
+    """Give an eviction up that no report confirmed in time; upstream keeps the request, so the victim is leaving."""
+    key = swap.victim or ""
+    resident = state.residency.residents.get(key)
+    name = resident.name if resident else key
+    why = f" ({swap.eviction_text})" if swap.eviction_text else ""
+    text = f"{swap.name} was waited for behind {name}: its unload was not confirmed within {_seconds(now - swap.first_asked_at)}{why}"
+    rejection = commands.Rejection("unload_not_confirmed", 504, text, retry_after_s=10)
+    if resident is not None:
+        state.residency.leaving.add(key)
+    _give_up(state, swap, {key}, rejection, now)
+
+
+def _give_up(state: State, swap: Swap, keys: set[str], rejection: commands.Rejection, now: float) -> None:
+    told = state.reject_all(swap.target, rejection)
+    for key in sorted(keys):
+        pause_s, failures = doubled(state.resisting.get(key), state.policy.cool_down_s, state.policy.cool_down_max_s)
+        state.resisting[key] = Pause(now + pause_s, failures, rejection)
+    state.say("swap_given_up", warning=True, code=rejection.code, reason=rejection.message, told=told)
+    _drop_swap(state, now)
+
+
+def load_timed_out(state: State, swap: Swap, now: float) -> None:
+    """End a load that was never answered."""
+    after = _seconds(state.policy.load_timeout_s)
+    load_failed(state, swap, LoadFailure(504, f"the load was not answered within {after}"), now)
+
+
+def load_failed(state: State, swap: Swap, failure: LoadFailure, now: float) -> None:
+    """Tell all who wait for a load how it failed; a passing failure is tried again instead."""
+    if failure.transient and now < (swap.first_load_at or now) + state.policy.load_timeout_s:
+        if failure.status == 503:
+            swap.not_before = now + RETRY_AFTER_S
+            _go_back(state, swap, Phase.SETTLING, now)
+            return
+        swap.load_breaks += 1
+        if swap.load_breaks < LOAD_BREAKS_ALLOWED:
+            swap.report_needed_since, swap.poll_at, swap.victim = now, now + RETRY_AFTER_S, None
+            _go_back(state, swap, Phase.EVICTING, now)
+            return
+    code = "load_timeout" if failure.status == 504 else "load_failed"
+    rejection = commands.Rejection(code, failure.status, failure.text)
+    start_cool_down(state, swap.target, swap.name, rejection, now)
+    state.spills_to_undo.pop(swap.target, None)
+    _drop_swap(state, now)
+
+
+def start_cool_down(
+    state: State, variant: Variant, name: str, rejection: commands.Rejection, now: float
+) -> None:
+    """Reject all who wait for a variant that did not load, and for a while all who ask for it."""
+    pause_s, failures = doubled(state.cool_downs.get(variant), state.policy.cool_down_s, state.policy.cool_down_max_s)
+    with_hint = _with_retry_after(rejection, pause_s)
+    state.cool_downs[variant] = Pause(now + pause_s, failures, rejection)
+    told = state.reject_all(variant, with_hint)
+    state.say("load_failed", warning=True, model=name, status=rejection.status, reason=rejection.message, told=told)
+    state.say("cool_down_started", model=name, options=variant.options, pause_s=pause_s, failures=failures)
+
+
+def cooling(state: State, variant: Variant, now: float) -> commands.Rejection | None:
+    """Return the answer for a ticket whose variant failed to load lately, or None where it may be tried."""
+    pause = state.cool_downs.get(variant)
+    if pause is None or now >= pause.until:
+        return None
+    return _with_retry_after(pause.rejection, pause.until - now)
+
+
+def expire_tickets(state: State, now: float) -> None:
+    """Reject the tickets that waited too long, or for too long saw nothing move at all."""
+    loading = state.swap is not None and state.swap.phase is Phase.LOADING
+    policy = state.policy
+    for head in list(state.line.heads()):
+        ticket: Ticket | None = head
+        while ticket is not None:
+            given_up_at = ticket.arrived_at + policy.give_up_after_s
+            stuck_at = max(ticket.arrived_at, state.moved_at) + policy.stuck_after_s
+            if now >= given_up_at:
+                text = f"{ticket.name} was waited for {_seconds(policy.give_up_after_s)}: {_what_for(state)}"
+                state.reject(ticket, commands.Rejection("waited_too_long", 503, text, retry_after_s=30))
+            elif now >= stuck_at and not loading:
+                text = f"{ticket.name}: nothing moved for {_seconds(policy.stuck_after_s)}: {_what_for(state)}"
+                state.reject(ticket, commands.Rejection("nothing_moved", 503, text, retry_after_s=30))
+            else:
+                state.wake(given_up_at if loading else min(given_up_at, stuck_at))
+                break
+            ticket = state.line.head(head.variant)
+
+
+def upstream_down(state: State, reason: str, now: float) -> None:
+    """Answer all who wait that upstream is away, and leave any swap that has no load of ours under way."""
+    for ticket in list(state.line):
+        text = f"Ollama does not answer: {reason}"
+        state.reject(ticket, commands.Rejection("upstream_down", 502, text, retry_after_s=5))
+    if state.swap is not None and state.swap.phase is not Phase.LOADING:
+        state.say("swap_given_up", warning=True, code="upstream_down", reason=reason)
+        _drop_swap(state, now)
+
+
+def _drop_swap(state: State, now: float) -> None:
+    state.swap = None
+    state.turn = Turn(now)
+    state.last_swap_ended_at = now
+    state.moved_at = now
+    state.residency.outdated_at = now
+
+
+def _go_back(state: State, swap: Swap, phase: Phase, now: float) -> None:
+    swap.phase, swap.phase_since, swap.load_sent_at = phase, now, NEVER
+    state.moved_at = now
+
+
+def _with_retry_after(rejection: commands.Rejection, pause_s: float) -> commands.Rejection:
+    hint_s = min(59, max(1, math.ceil(pause_s)))
+    return commands.Rejection(rejection.code, rejection.status, rejection.message, hint_s)
+
+
+def _what_for(state: State) -> str:
+    swap = state.swap
+    if state.unknown_reason is not None:
+        return f"what is resident is unknown ({state.unknown_reason})"
+    if swap is None:
+        return "its turn had not come"
+    if swap.phase is Phase.DRAINING:
+        names = sorted({lease.ticket.name for lease in state.leases.values()})
+        return f"running requests for {', '.join(names)} had not ended"
+    return f"the swap to {swap.name} was {swap.phase.value}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:g} s" if value == int(value) else f"{value:.1f} s"

@@ -1,0 +1,100 @@
+"""Which waiting tickets may have a lease now, without any swap.
+
+Owns the grant. Must not evict or load: a ticket that needs that is left in the line, and `next_target` names it.
+"""
+
+from __future__ import annotations
+
+from ollama_swap_proxy.core import commands, turns
+from ollama_swap_proxy.core.policy import STALE_VIEW_PATIENCE_S
+from ollama_swap_proxy.core.state import State
+from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
+
+
+def give(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> None:
+    """Turn a waiting ticket into a lease."""
+    state.line.remove(ticket.id)
+    state.leases[ticket.id] = Lease(ticket, now, loads=loads)
+    state.moved_at = now
+    if state.turn.first_grant_at is None:
+        state.turn.first_grant_at = now
+    swapped = ticket.arrived_at <= state.last_swap_ended_at or loads
+    state.out.append(commands.Grant(ticket.id, swapped=swapped, loads=loads))
+
+
+def is_servable(state: State, variant: Variant) -> bool:
+    """Say whether this variant's tickets need no swap: it is resident, or may be what is resident, or is being loaded."""
+    if state.residency.holds(variant) or state.residency.holds_unknown_variant(variant.key):
+        return True
+    loader = state.loader_on(variant.key)
+    return loader is not None and loader.ticket.variant == variant
+
+
+def grant_all(state: State, now: float) -> None:
+    """Grant every ticket that may go now, oldest first within its variant."""
+    for variant in state.line.variants():
+        if not is_servable(state, variant):
+            continue
+        while (ticket := state.line.head(variant)) is not None and _may_go(state, ticket, now):
+            unknown = state.residency.holds_unknown_variant(variant.key)
+            give(state, ticket, now, loads=unknown)
+
+
+def _may_go(state: State, ticket: Ticket, now: float) -> bool:
+    variant = ticket.variant
+    if variant.key not in state.residency.residents or state.loader_on(variant.key) is not None:
+        return False
+    on_it = sum(1 for lease in state.leases.values() if lease.ticket.variant.key == variant.key)
+    if on_it >= (1 if state.residency.holds_unknown_variant(variant.key) else state.policy.parallel):
+        return False
+    if variant.key in state.residency.leaving:
+        return state.has_report_since(max(ticket.arrived_at, _last_grant_at(state, variant.key)), now)
+    return _view_serves(state, ticket, now)
+
+
+def _view_serves(state: State, ticket: Ticket, now: float) -> bool:
+    if state.has_fresh_view(now):
+        return True
+    # The worst case of going by the last view is that Ollama loads the model by itself, as without us.
+    patience_ends_at = ticket.arrived_at + STALE_VIEW_PATIENCE_S
+    if now >= patience_ends_at:
+        return True
+    state.wake(patience_ends_at)
+    return False
+
+
+def _last_grant_at(state: State, key: str) -> float:
+    return max((lease.granted_at for lease in state.leases.values() if lease.ticket.variant.key == key), default=0.0)
+
+
+def next_target(state: State, now: float) -> Ticket | None:
+    """Return the ticket whose model comes next by a swap, or None if nobody waits for one that can begin.
+
+    A swap whose victim resists (an unload or drain given up lately) is left for later.
+    """
+    candidates = []
+    for head in state.line.heads():
+        if is_servable(state, head.variant):
+            continue
+        resisting = [state.resisting[v.key] for v in state.residency.victims_for(head.variant) if v.key in state.resisting]
+        blocked_until = max((pause.until for pause in resisting), default=now)
+        if blocked_until > now:
+            state.wake(blocked_until)
+            continue
+        candidates.append(head)
+    return turns.choose_next(candidates, now, state.policy)
+
+
+def turn_is_over(state: State, target: Ticket, now: float) -> bool:
+    """Say whether those who are served must make room for this ticket now."""
+    served = any(lease.ticket.variant != target.variant for lease in state.leases.values())
+    waiting = any(is_servable(state, variant) for variant in state.line.variants())
+    if not served and not waiting:
+        return True
+    if state.turn.first_grant_at is None:
+        return False  # whom a model was loaded for is served at least once
+    ends_at = turns.turn_ends_at(state.turn, target, state.forecast.swap_cost_s(target.variant), state.policy)
+    if now >= ends_at:
+        return True
+    state.wake(ends_at)
+    return False

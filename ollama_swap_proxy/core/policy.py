@@ -1,0 +1,60 @@
+"""The numbers that the scheduler decides by, and where each comes from.
+
+Owns the values only: `config` fills them in, the modules beside this one use them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DRAIN_AFTERLIFE_S = 5.0
+"""A drain outlives its last asker by this much: a client that gives up and tries again must not find it begun anew."""
+
+DRAIN_SLOW_AFTER_S = 120.0
+"""After this much draining the log names the leases that it waits for."""
+
+STALE_VIEW_PATIENCE_S = 0.25
+"""How long a warm request waits for a newer report before the last view serves it."""
+
+UNLOAD_REPEAT_AFTER_S = 1.0
+"""When a victim is still listed this long after Ollama took our unload, it is asked again: the first may be lost."""
+
+RETRY_AFTER_S = 1.0
+"""Pause before a call that failed for a passing reason (upstream's queue was full, no answer) is made again."""
+
+UPSTREAM_GRACE_S = 5.0
+"""Waiting tickets outlive an upstream that is away for less than this: a service restart takes about 1 to 2 s."""
+
+SHORTEST_TURN_S = 10.0
+"""The floor of the automatic turn limit and of a turn that an overdue ticket may end."""
+
+NEWCOMER_ROUNDS = 3
+"""How often models that appear during a swap are evicted too before the load goes ahead beside them."""
+
+POLL_S = 0.05
+"""Pause between two reports while an unload or load is confirmed, where polling is safe (Ollama 0.32.4 and later)."""
+
+CAREFUL_POLL_S = 0.25
+"""The same for older or unknown versions: there a report during a load can answer 500 or kill the server."""
+
+SETTLE_FIRST_S = 0.5
+"""The first wait that a spill teaches; each further one doubles it. Drivers typically need 0.5 to 1.5 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Every number that a setting can change. Meanings, units and defaults: docs/config.md."""
+
+    parallel: int = 4
+    turn_limit_s: float = 0.0
+    max_wait_s: float = 120.0
+    give_up_after_s: float = 3600.0
+    stuck_after_s: float = 600.0
+    load_timeout_s: float = 600.0
+    unload_timeout_s: float = 60.0
+    cool_down_s: float = 10.0
+    cool_down_max_s: float = 600.0
+    ps_max_age_s: float = 1.0
+    ps_interval_s: float = 5.0
+    settle_max_s: float = 6.0
+    line_limit: int = 512

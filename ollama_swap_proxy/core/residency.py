@@ -1,0 +1,101 @@
+"""What is resident, as far as we know, and the one question of residency: may these be together?
+
+Owns the last report and what became of the models in it. Must not start anything: `swapping` does.
+Residency is three-valued: resident, gone, unknown. Unknown never counts as gone, and never as room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from ollama_swap_proxy.core.tickets import Report, Resident, Variant
+
+
+def may_be_together(variants: Iterable[Variant]) -> bool:
+    """Say whether the policy allows these variants to be resident together: exclusive, so one at a time."""
+    return len(set(variants)) <= 1
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a report changed: who appeared, who is gone."""
+
+    found: tuple[Resident, ...]
+    gone: tuple[Resident, ...]
+
+
+@dataclass(slots=True)
+class Residency:
+    """The view: the last good report, how old it is, and what we know beyond it.
+
+    ``options`` holds, by key, the runner options of residents whose variant we know (we loaded them, or saw the
+    request that did); a resident without an entry is of unknown variant. ``leaving`` are those that were asked to unload and given up on:
+    Ollama keeps the request and unloads them when they fall idle.
+    """
+
+    residents: dict[str, Resident] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+    leaving: set[str] = field(default_factory=set)
+    known: bool = False
+    asked_at: float = float("-inf")
+    at: float = float("-inf")
+    outdated_at: float = float("-inf")
+    first_expiry_at: float = float("inf")
+    vram_freed_at: float = float("-inf")
+    largest_vram_bytes: int = 0
+
+    def take_in(self, report: Report, may_be_loading: frozenset[str]) -> Change | None:
+        """Replace the view by a newer report; None if the report is older than what we have.
+
+        Keys in ``may_be_loading`` keep their known options when they are absent: a reload makes a model vanish and come back.
+        """
+        if report.asked_at < self.asked_at:
+            return None
+        listed = {resident.key: resident for resident in report.residents}
+        gone = tuple(r for key, r in self.residents.items() if key not in listed)
+        found = tuple(r for key, r in listed.items() if key not in self.residents)
+        for resident in gone:
+            if resident.key not in may_be_loading:
+                self.options.pop(resident.key, None)
+            self.leaving.discard(resident.key)
+            if resident.size_vram_bytes > 0:
+                self.vram_freed_at = report.at
+        self.residents = listed
+        self.known, self.asked_at, self.at = True, report.asked_at, report.at
+        lifetimes = [r.expires_in_s for r in report.residents if r.expires_in_s is not None and r.expires_in_s > 0]
+        self.first_expiry_at = report.at + min(lifetimes, default=float("inf"))
+        self.largest_vram_bytes = max(self.largest_vram_bytes, sum(r.size_vram_bytes for r in report.residents))
+        return Change(found, gone)
+
+    def is_fresh(self, now: float, max_age_s: float) -> bool:
+        """Say whether a warm request may go by this view without asking for a newer one."""
+        return (
+            self.known
+            and self.asked_at >= self.outdated_at
+            and now - self.at <= max_age_s
+            and now < self.first_expiry_at
+        )
+
+    def is_newer_than(self, moment: float) -> bool:
+        """Say whether we know what is resident by a report asked for at or after this moment."""
+        return self.known and self.asked_at >= moment
+
+    def holds(self, variant: Variant) -> bool:
+        """Say whether exactly this variant is resident, its options known."""
+        return variant.key in self.residents and self.options.get(variant.key) == variant.options
+
+    def holds_unknown_variant(self, key: str) -> bool:
+        """Say whether the model is resident with runner options that we do not know."""
+        return key in self.residents and key not in self.options
+
+    def victims_for(self, target: Variant) -> list[Resident]:
+        """Return the residents that must go before the target may be loaded, in a stable order."""
+        return [
+            resident
+            for key, resident in sorted(self.residents.items())
+            if not self.holds(target)
+            and key == target.key
+            or key != target.key
+            and not may_be_together((target, Variant(key, self.options.get(key, "?"))))
+        ]

@@ -1,0 +1,178 @@
+"""What there is to see: one immutable picture of the scheduler, ready for JSON.
+
+Owns the shapes that the operator's pages and calls read, and nothing else reads. Must not change anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ollama_swap_proxy.core.state import NEVER, State
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentSeen:
+    """A resident model; ``options`` is None where its runner options are unknown. Sizes in bytes."""
+
+    key: str
+    name: str
+    digest: str
+    size_bytes: int
+    size_vram_bytes: int
+    spilled_bytes: int
+    options: str | None
+    leases: int
+    leaving: bool
+    expires_in_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LineSeen:
+    """The tickets that wait for one variant; ``longest_wait_s`` is that of the first of them."""
+
+    key: str
+    name: str
+    options: str
+    waiting: int
+    longest_wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseSeen:
+    """A running request; ``silent_s`` since its last byte (or its grant)."""
+
+    id: int
+    name: str
+    key: str
+    client: str
+    running_s: float
+    silent_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SwapSeen:
+    """The swap under way."""
+
+    id: int
+    target: str
+    options: str
+    reason: str
+    phase: str
+    phase_s: float
+    total_s: float
+    victims: tuple[str, ...]
+    waits_for_leases: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CoolDownSeen:
+    """A variant that failed to load lately."""
+
+    key: str
+    options: str
+    remaining_s: float
+    failures: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """All of it. ``report_age_s`` is None before the first report; ``unknown`` says why residency is unknown now."""
+
+    residents: tuple[ResidentSeen, ...]
+    lines: tuple[LineSeen, ...]
+    leases: tuple[LeaseSeen, ...]
+    swap: SwapSeen | None
+    cool_downs: tuple[CoolDownSeen, ...]
+    unknown: str | None
+    unreachable_for_s: float | None
+    report_age_s: float | None
+    settle_s: float
+    swaps_begun: int
+    turn_s: float
+    stopping: bool
+
+
+def take(state: State, now: float) -> Snapshot:
+    """Draw the picture as of ``now`` (seconds, the scheduler's clock)."""
+    residency = state.residency
+    per_key: dict[str, int] = {}
+    for lease in state.leases.values():
+        per_key[lease.ticket.variant.key] = per_key.get(lease.ticket.variant.key, 0) + 1
+    residents = tuple(
+        ResidentSeen(
+            key=resident.key,
+            name=resident.name,
+            digest=resident.digest,
+            size_bytes=resident.size_bytes,
+            size_vram_bytes=resident.size_vram_bytes,
+            spilled_bytes=resident.spilled_bytes,
+            options=residency.options.get(resident.key),
+            leases=per_key.get(resident.key, 0),
+            leaving=resident.key in residency.leaving,
+            expires_in_s=resident.expires_in_s,
+        )
+        for resident in residency.residents.values()
+    )
+    leases = tuple(
+        LeaseSeen(
+            id=lease.ticket.id,
+            name=lease.ticket.name,
+            key=lease.ticket.variant.key,
+            client=lease.ticket.client,
+            running_s=round(now - lease.granted_at, 3),
+            silent_s=round(now - lease.moved_at, 3),
+        )
+        for lease in state.leases.values()
+    )
+    return Snapshot(
+        residents=residents,
+        lines=_lines(state, now),
+        leases=leases,
+        swap=_swap(state, now),
+        cool_downs=tuple(
+            CoolDownSeen(v.key, v.options, round(pause.until - now, 3), pause.failures, pause.rejection.message)
+            for v, pause in state.cool_downs.items()
+            if pause.until > now
+        ),
+        unknown=state.unknown_reason,
+        unreachable_for_s=None if state.unreachable_since is None else round(now - state.unreachable_since, 3),
+        report_age_s=None if residency.at == NEVER else round(now - residency.at, 3),
+        settle_s=state.forecast.settle_s,
+        swaps_begun=state.swaps_begun,
+        turn_s=round(now - state.turn.began_at, 3),
+        stopping=state.stopping,
+    )
+
+
+def _lines(state: State, now: float) -> tuple[LineSeen, ...]:
+    return tuple(
+        LineSeen(
+            key=head.variant.key,
+            name=head.name,
+            options=head.variant.options,
+            waiting=len(state.line.waiting_for(head.variant)),
+            longest_wait_s=round(now - head.arrived_at, 3),
+        )
+        for head in state.line.heads()
+    )
+
+
+def _swap(state: State, now: float) -> SwapSeen | None:
+    swap = state.swap
+    if swap is None:
+        return None
+    names = {resident.key: resident.name for resident in state.residency.residents.values()}
+    return SwapSeen(
+        id=swap.id,
+        target=swap.name,
+        options=swap.target.options,
+        reason=swap.reason,
+        phase=swap.phase.value,
+        phase_s=round(now - swap.phase_since, 3),
+        total_s=round(now - swap.decided_at, 3),
+        victims=tuple(names.get(key, key) for key in sorted(swap.expected_victims)),
+        waits_for_leases=tuple(
+            lease.ticket.id for lease in state.leases.values() if lease.ticket.variant != swap.target
+        ),
+    )

@@ -1,0 +1,158 @@
+"""Everything that the scheduler remembers between two events, and the commands it is writing.
+
+Owns the data and the smallest moves on it. Must not decide: `granting`, `swapping` and `scheduler` do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ollama_swap_proxy.core import commands
+from ollama_swap_proxy.core.forecast import Forecast
+from ollama_swap_proxy.core.line import Line
+from ollama_swap_proxy.core.policy import Policy
+from ollama_swap_proxy.core.residency import Residency
+from ollama_swap_proxy.core.tickets import Lease, LoadRecipe, Ticket, Variant
+from ollama_swap_proxy.core.turns import Turn
+
+NEVER = float("-inf")
+
+
+class Phase(Enum):
+    """The steps of a swap, in order; a newcomer leads from settling back to evicting."""
+
+    DRAINING = "draining"
+    EVICTING = "evicting"
+    SETTLING = "settling"
+    LOADING = "loading"
+    CONFIRMING = "confirming"
+
+
+@dataclass(slots=True)
+class Swap:
+    """The one change of residents that is under way. Times are those of `handle`, in seconds."""
+
+    id: int
+    target: Variant
+    name: str
+    reason: str
+    decided_at: float
+    phase: Phase = Phase.DRAINING
+    phase_since: float = 0.0
+    undoes_spill: bool = False
+    drained_at: float = 0.0
+    asker_left_at: float | None = None
+    drain_said_slow: bool = False
+    report_needed_since: float = NEVER
+    poll_at: float = NEVER
+    clear_reports: int = 0
+    victim: str | None = None
+    first_asked_at: float = NEVER
+    last_asked_at: float = NEVER
+    answered: bool = False
+    accepted: bool = False
+    eviction_text: str = ""
+    evicted: set[str] = field(default_factory=set)
+    expected_victims: frozenset[str] = frozenset()
+    newcomer_rounds: int = 0
+    least_settle_s: float = 0.0
+    settled_for_s: float = 0.0
+    not_before: float = NEVER
+    first_load_at: float | None = None
+    load_sent_at: float = NEVER
+    load_breaks: int = 0
+    loader: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """Something that failed is left alone until a moment; each failure in a row doubles the pause."""
+
+    until: float
+    failures: int
+    rejection: commands.Rejection
+
+
+@dataclass(slots=True)
+class State:
+    """All of it. ``out`` and ``wake_at`` are written anew for each event."""
+
+    policy: Policy
+    forecast: Forecast
+    turn: Turn
+    line: Line = field(default_factory=Line)
+    residency: Residency = field(default_factory=Residency)
+    leases: dict[int, Lease] = field(default_factory=dict)
+    swap: Swap | None = None
+    swaps_begun: int = 0
+    last_swap_ended_at: float = NEVER
+    cool_downs: dict[Variant, Pause] = field(default_factory=dict)
+    resisting: dict[str, Pause] = field(default_factory=dict)
+    vanishing: set[str] = field(default_factory=set)
+    recipes: dict[Variant, tuple[str, LoadRecipe]] = field(default_factory=dict)
+    spills_to_undo: dict[Variant, float] = field(default_factory=dict)
+    moved_at: float = NEVER
+    observe_sent_at: float = NEVER
+    observe_not_before: float = NEVER
+    unreachable_since: float | None = None
+    unknown_reason: str | None = None
+    ps_is_safe: bool = False
+    stopping: bool = False
+    out: list[commands.Command] = field(default_factory=list)
+    wake_at: float = float("inf")
+
+    def say(self, step: str, *, warning: bool = False, **fields: object) -> None:
+        """Write a log line."""
+        swap = {"swap": self.swap.id} if self.swap is not None and "swap" not in fields else {}
+        self.out.append(commands.Step(step, {**swap, **fields}, warning))
+
+    def wake(self, at: float) -> None:
+        """Ask to be told when this moment has come."""
+        self.wake_at = min(self.wake_at, at)
+
+    def has_report_since(self, moment: float, now: float) -> bool:
+        """Say whether we know what is resident by a report asked for since then; if not, have one fetched."""
+        if self.residency.is_newer_than(moment):
+            return True
+        if self.observe_sent_at < moment or self.observe_sent_at == NEVER:
+            if now < self.observe_not_before:
+                self.wake(self.observe_not_before)
+            else:
+                self.observe_sent_at = now
+                self.out.append(commands.Observe())
+        return False
+
+    def has_fresh_view(self, now: float) -> bool:
+        """Say whether the view is young enough to act on; if not, have a report fetched."""
+        if self.residency.is_fresh(now, self.policy.ps_max_age_s):
+            return True
+        wanted_since = max(self.residency.outdated_at, min(now, now - self.policy.ps_max_age_s))
+        if self.residency.known and now >= self.residency.first_expiry_at:
+            wanted_since = max(wanted_since, self.residency.first_expiry_at)
+        return self.has_report_since(wanted_since, now) and self.residency.is_fresh(now, self.policy.ps_max_age_s)
+
+    def reject(self, ticket: Ticket, rejection: commands.Rejection) -> None:
+        """End a waiting ticket with an error."""
+        self.line.remove(ticket.id)
+        self.out.append(commands.Reject(ticket.id, rejection))
+
+    def reject_all(self, variant: Variant, rejection: commands.Rejection) -> int:
+        """End all tickets that wait for a variant with the same error; return how many there were."""
+        waiting = self.line.waiting_for(variant)
+        for ticket in waiting:
+            self.reject(ticket, rejection)
+        return len(waiting)
+
+    def loader_on(self, key: str) -> Lease | None:
+        """Return the lease by which upstream is loading this key right now, if one is."""
+        for lease in self.leases.values():
+            if lease.loads and lease.ticket.variant.key == key:
+                return lease
+        return None
+
+
+def doubled(pause: Pause | None, first_s: float, longest_s: float) -> tuple[float, int]:
+    """Return the length of the pause after one more failure, and how many there are now."""
+    failures = pause.failures + 1 if pause is not None else 1
+    return min(longest_s, first_s * 2 ** (min(failures, 30) - 1)), failures

@@ -74,9 +74,7 @@ def load_failed(state: State, swap: Swap, failure: LoadFailure, now: float) -> N
     _drop_swap(state, now)
 
 
-def start_cool_down(
-    state: State, variant: Variant, name: str, rejection: commands.Rejection, now: float
-) -> None:
+def start_cool_down(state: State, variant: Variant, name: str, rejection: commands.Rejection, now: float) -> None:
     """Reject all who wait for a variant that did not load, and for a while all who ask for it."""
     pause_s, failures = doubled(state.cool_downs.get(variant), state.policy.cool_down_s, state.policy.cool_down_max_s)
     with_hint = _with_retry_after(rejection, pause_s)

@@ -76,7 +76,9 @@ def next_target(state: State, now: float) -> Ticket | None:
     for head in state.line.heads():
         if is_servable(state, head.variant):
             continue
-        resisting = [state.resisting[v.key] for v in state.residency.victims_for(head.variant) if v.key in state.resisting]
+        resisting = [
+            state.resisting[v.key] for v in state.residency.victims_for(head.variant) if v.key in state.resisting
+        ]
         blocked_until = max((pause.until for pause in resisting), default=now)
         if blocked_until > now:
             state.wake(blocked_until)

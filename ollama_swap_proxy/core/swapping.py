@@ -41,7 +41,11 @@ def begin(state: State, target: Variant, name: str, reason: str, now: float) -> 
         head = state.line.head(target)
         resident_options = state.residency.options.get(target.key, "unknown")
         state.say(
-            "variant_reload", model=name, client=head.client if head else "", wanted=target.options, has=resident_options
+            "variant_reload",
+            model=name,
+            client=head.client if head else "",
+            wanted=target.options,
+            has=resident_options,
         )
 
 
@@ -354,7 +358,12 @@ def _finish(state: State, swap: Swap, loaded: Resident, now: float) -> None:
             size_vram_bytes=loaded.size_vram_bytes,
             consequence=spill.value,
         )
-    if spill is Spill.RELOAD and target in state.recipes and target.key not in state.vanishing and not swap.undoes_spill:
+    if (
+        spill is Spill.RELOAD
+        and target in state.recipes
+        and target.key not in state.vanishing
+        and not swap.undoes_spill
+    ):
         state.spills_to_undo[target] = state.forecast.settle_for_reload_s(target)
     else:
         state.spills_to_undo.pop(target, None)

@@ -15,7 +15,7 @@ from ollama_swap_proxy.core.forecast import Forecast
 from ollama_swap_proxy.core.policy import CAREFUL_POLL_S, RETRY_AFTER_S, UPSTREAM_GRACE_S, Policy
 from ollama_swap_proxy.core.snapshot import Snapshot, take
 from ollama_swap_proxy.core.state import NEVER, Phase, State
-from ollama_swap_proxy.core.tickets import Report, Ticket
+from ollama_swap_proxy.core.tickets import Report, Ticket, Variant
 from ollama_swap_proxy.core.turns import Turn
 
 _LONGEST_CHAIN = 64
@@ -48,6 +48,10 @@ class Scheduler:
             self._wake_told = wake_at
             state.out.append(commands.WakeAt(wake_at))
         return state.out
+
+    def serves(self, variant: Variant) -> bool:
+        """Say whether this variant is resident, as far as we know, and no swap is under way."""
+        return self._state.swap is None and granting.is_servable(self._state, variant)
 
     def snapshot(self, now: float) -> Snapshot:
         """Return what there is to see, as one immutable object."""

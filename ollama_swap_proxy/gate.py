@@ -1,0 +1,236 @@
+"""The gate: the only caller of the scheduler, and the loop that carries its commands out.
+
+Owns the clock, the tasks of control calls, and the promise that each ticket becomes exactly one of a lease, an error, an
+abandoned wait. Must not decide anything: what to do is `core.scheduler`'s. A command can never re-enter ``handle``: events
+that come up while commands are carried out wait in a queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from ollama_swap_proxy.core import commands, events
+from ollama_swap_proxy.core.scheduler import Scheduler
+from ollama_swap_proxy.core.snapshot import Snapshot
+from ollama_swap_proxy.core.tickets import Ticket, Variant
+from ollama_swap_proxy.errors import ProxyError
+from ollama_swap_proxy.upstream.catalog import Catalog
+from ollama_swap_proxy.upstream.control import Control, ControlError
+from ollama_swap_proxy.upstream.eviction import evict
+from ollama_swap_proxy.upstream.view import ResidencyView
+
+PROGRESS_INTERVAL_S = 1.0
+"""How often the scheduler is told which streams moved; it needs no more to tell a stuck drain from a slow one."""
+
+
+class Moving(Protocol):
+    """What the gate reads of a leased request: when upstream last sent a byte (loop time), None before the first."""
+
+    last_byte_at: float | None
+
+
+@dataclass(slots=True)
+class Held:
+    """A lease in the hands of a request. ``waited_s`` is how long it stood in the line."""
+
+    ticket: Ticket
+    granted_at: float
+    swapped: bool
+    loads: bool
+    moving: Moving | None = None
+    told_at: float | None = None
+
+    @property
+    def waited_s(self) -> float:
+        """How long the ticket waited, in seconds."""
+        return self.granted_at - self.ticket.arrived_at
+
+
+class Gate:
+    """Lets requests through when it is their model's turn. Use within one event loop; `start` before anything else."""
+
+    def __init__(self, scheduler: Scheduler, control: Control, catalog: Catalog, view: ResidencyView) -> None:
+        self._scheduler = scheduler
+        self._control = control
+        self._catalog = catalog
+        self._view = view
+        self._loop = asyncio.get_running_loop()
+        self._log = structlog.get_logger("gate")
+        self._events: deque[events.Event] = deque()
+        self._handling = False
+        self._waiting: dict[int, asyncio.Future[commands.Grant | commands.Reject]] = {}
+        self._decided: dict[int, commands.Grant | commands.Reject] = {}
+        self._held: dict[int, Held] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._wake: asyncio.TimerHandle | None = None
+        self._progress: asyncio.TimerHandle | None = None
+        self._ids = 0
+        self._identified = False
+        self._failure: BaseException | None = None
+
+    # --- for requests -----------------------------------------------------------------------------------------------
+    def next_id(self) -> int:
+        """Return the id for one more request."""
+        self._ids += 1
+        return self._ids
+
+    def serves(self, variant: Variant) -> bool:
+        """Say whether this variant is resident, as far as we know, and not about to be evicted."""
+        return self._scheduler.serves(variant)
+
+    async def acquire(self, ticket: Ticket) -> Held:
+        """Wait until the ticket is granted. Returns without any await when the model is resident and a lease is free.
+
+        Cancel it when the client leaves: the ticket is gone at once, or the lease, if it had just been granted.
+
+        Raises:
+            ProxyError: the ticket was rejected.
+        """
+        self.tell(events.Arrived(ticket))
+        decision = self._decided.pop(ticket.id, None)
+        if decision is None:
+            decision = await self._decision_on(ticket)
+        if isinstance(decision, commands.Reject):
+            rejection = decision.rejection
+            raise ProxyError(rejection.code, rejection.status, rejection.message, rejection.retry_after_s)
+        held = Held(ticket, self._loop.time(), decision.swapped, decision.loads)
+        self._held[ticket.id] = held
+        return held
+
+    async def _decision_on(self, ticket: Ticket) -> commands.Grant | commands.Reject:
+        future: asyncio.Future[commands.Grant | commands.Reject] = self._loop.create_future()
+        self._waiting[ticket.id] = future
+        try:
+            return await future
+        except asyncio.CancelledError:
+            # The client may leave in the very step in which its ticket is granted: then it is a lease that ends.
+            granted = future.done() and not future.cancelled() and isinstance(future.result(), commands.Grant)
+            self.tell(events.Released(ticket.id) if granted else events.Abandoned(ticket.id))
+            raise
+        finally:
+            self._waiting.pop(ticket.id, None)
+
+    def watch(self, held: Held, moving: Moving) -> None:
+        """Follow the bytes of a leased request, so that a slow answer is told from a stuck one."""
+        held.moving = moving
+        if self._progress is None:
+            self._progress = self._loop.call_later(PROGRESS_INTERVAL_S, self._tell_progress)
+
+    def first_byte(self, held: Held) -> None:
+        """Tell at once that the answer began: needed of a request by which Ollama loads the model."""
+        if held.loads:
+            held.told_at = self._loop.time()
+            self.tell(events.Progressed(held.ticket.id, held.told_at))
+
+    def release(self, held: Held, *, failed: bool) -> None:
+        """Give the lease back; ``failed`` says that upstream answered with 500 or more, or broke off."""
+        if self._held.pop(held.ticket.id, None) is not None:
+            self.tell(events.Released(held.ticket.id, failed))
+
+    # --- for everybody ----------------------------------------------------------------------------------------------
+    def tell(self, event: events.Event) -> None:
+        """Tell the scheduler a fact and carry out what it asks for."""
+        self._events.append(event)
+        if self._handling:
+            return
+        self._handling = True
+        try:
+            while self._events:
+                for command in self._scheduler.handle(self._events.popleft(), self._loop.time()):
+                    self._carry_out(command)
+        finally:
+            self._handling = False
+
+    def snapshot(self) -> Snapshot:
+        """Return what there is to see."""
+        return self._scheduler.snapshot(self._loop.time())
+
+    def start(self) -> None:
+        """Begin: learn the version and what is resident."""
+        self._spawn("identify upstream", self._identify())
+        self.tell(events.TimePassed())
+
+    async def close(self) -> None:
+        """End all control calls. Waiting tickets must have been answered before (`events.Stopping`)."""
+        for timer in (self._wake, self._progress):
+            if timer is not None:
+                timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._view.cancel()
+        self._catalog.cancel()
+
+    # --- carrying out -----------------------------------------------------------------------------------------------
+    def _carry_out(self, command: commands.Command) -> None:
+        match command:
+            case commands.Grant(ticket_id) | commands.Reject(ticket_id):
+                future = self._waiting.get(ticket_id)
+                if future is None:
+                    self._decided[ticket_id] = command
+                elif not future.done():
+                    future.set_result(command)
+                elif isinstance(command, commands.Grant):
+                    self._events.append(events.Released(ticket_id))
+            case commands.Observe():
+                self._spawn("observe residency", self._observe())
+            case commands.Evict(key, name):
+                self._spawn(f"unload {name}", self._evict(key, name))
+            case commands.Load():
+                self._spawn(f"load {command.name}", self._load(command))
+            case commands.WakeAt(at):
+                if self._wake is not None:
+                    self._wake.cancel()
+                self._wake = None if at is None else self._loop.call_at(at, self.tell, events.TimePassed())
+            case commands.Step(name, fields, warning):
+                (self._log.warning if warning else self._log.info)(name, **fields)
+
+    async def _observe(self) -> None:
+        if not self._identified:
+            await self._identify()
+        observation = await self._view.observe(fresh=True)
+        if isinstance(observation, events.ResidencyUnknown) and observation.unreachable:
+            self._identified = False
+        self.tell(observation)
+
+    async def _identify(self) -> None:
+        try:
+            identity = await self._control.identify()
+        except ControlError:
+            return  # the report that follows says that upstream is away
+        self._identified = True
+        self._log.info("upstream_identified", version=identity.version, ps_is_safe=identity.ps_is_safe)
+        self.tell(identity)
+
+    async def _evict(self, key: str, name: str) -> None:
+        self.tell(await evict(self._control, self._catalog, key, name))
+
+    async def _load(self, command: commands.Load) -> None:
+        failure = await self._control.load(command.recipe, command.timeout_s)
+        self.tell(events.LoadEnded(command.variant, failure))
+
+    def _tell_progress(self) -> None:
+        self._progress = None
+        for held in list(self._held.values()):
+            moved_at = held.moving.last_byte_at if held.moving is not None else None
+            if moved_at is not None and moved_at != held.told_at:
+                held.told_at = moved_at
+                self.tell(events.Progressed(held.ticket.id, moved_at))
+        if self._held:
+            self._progress = self._loop.call_later(PROGRESS_INTERVAL_S, self._tell_progress)
+
+    def _spawn(self, name: str, work: Coroutine[None, None, None]) -> None:
+        task = self._loop.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self._log.error("control_call_failed", task=task.get_name(), exc_info=task.exception())

@@ -1,7 +1,7 @@
 """Errors of ours: one table from what went wrong to status, stable code and a body in the caller's dialect.
 
-Owns every byte that we answer in Ollama's place. Must not decide when an error is due. No text here contains "refused" or
-"could not connect": the Ollama CLI takes those for a missing server and starts its own (cmd/cmd.go:2079).
+Owns every byte that we answer in Ollama's place. Must not decide when an error is due. No text here contains "refused"
+or "could not connect": the Ollama CLI takes those for a missing server and starts its own (cmd/cmd.go:2079).
 """
 
 from __future__ import annotations
@@ -9,21 +9,16 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import dataclass
-from enum import Enum
+
+from ollama_swap_proxy.core.endpoints import Dialect
+
+__all__ = ["LONGEST_RETRY_AFTER_S", "MARK", "Dialect", "ProxyError"]
 
 MARK = "X-Ollama-Swap-Proxy-Error"
 """The response header that marks an answer as ours; its value is the stable code."""
 
 LONGEST_RETRY_AFTER_S = 59
 """Client libraries ignore a Retry-After of 60 s and more (openai-python and anthropic-python: 0 < value <= 60)."""
-
-
-class Dialect(Enum):
-    """Whose error and stream shapes a path speaks."""
-
-    NATIVE = "native"
-    OPENAI = "openai"
-    ANTHROPIC = "anthropic"
 
 
 _OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error"}

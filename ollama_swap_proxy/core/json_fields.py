@@ -1,0 +1,132 @@
+"""The top-level fields of a JSON body, read by the rules of Go's encoding/json.
+
+Owns what a key is, which duplicate wins and what is no JSON at all. Must not know any route or field: `requests` does.
+Facts: encoding/json (Go 1.26: decode.go, fold.go, scanner.go); recorded in tests/transcripts/json_keys.json.
+
+Values: objects come as tuples of (key, value) pairs in the order sent, arrays as lists, the rest as in Python's json.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NoReturn
+
+_BLANKS = " \t\n\r"
+_REPLACEMENT = "\ufffd"
+
+
+class BadJSON(ValueError):  # noqa: N818 -- a finding about a body, not a failure of ours
+    """Go's decoder refuses this body, for certain. ``is_empty``: there is no value in it at all."""
+
+    def __init__(self, reason: str, *, is_empty: bool = False) -> None:
+        super().__init__(reason)
+        self.is_empty = is_empty
+
+
+class TooDeep(Exception):  # noqa: N818
+    """The body is nested deeper than this reader goes (Go allows 10000 levels); `skeleton` can still read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """The members of the top-level object, in the order sent, their keys folded as Go folds them.
+
+    ``exact_model``: the last value of the key that is spelled exactly ``model`` (Ollama's cloud check on /v1 matches
+    keys case-sensitively: server/cloud_proxy.go:304). ``only_value``: nothing but blanks follows the object (the same
+    check wants the whole body to be JSON). ``certain`` is False where a reader had to leave out what might matter.
+    """
+
+    members: tuple[tuple[str, object], ...] = ()
+    exact_model: object = None
+    only_value: bool = True
+    certain: bool = True
+
+    def every(self, name: str) -> Iterator[object]:
+        """Yield all values given for a field, nulls included: Go checks the type of each, the overruled ones too."""
+        for key, value in self.members:
+            if key == name:
+                yield value
+
+    def plain(self, name: str) -> object:
+        """Return the value of a field of a plain Go type: the last that is not null, or None."""
+        found = None
+        for value in self.every(name):
+            found = found if value is None else value
+        return found
+
+    def nullable(self, name: str) -> object:
+        """Return the value of a field that Go holds by pointer, slice or any: the last given, or None."""
+        found = None
+        for value in self.every(name):
+            found = value
+        return found
+
+    def merged(self, name: str) -> dict[str, object]:
+        """Return the value of a field that Go holds as a map: several objects add up, a null empties it."""
+        found: dict[str, object] = {}
+        for value in self.every(name):
+            if isinstance(value, tuple):
+                found.update(value)
+            else:
+                found = {}
+        return found
+
+
+def read(body: bytes, *, certain: bool = True) -> Fields:
+    """Read the first JSON value of a body. A top-level null is an object without members, as it is for Go.
+
+    Raises:
+        BadJSON: Go's decoder refuses it: no JSON, cut off, or no object.
+        TooDeep: it is nested too deeply for this reader.
+    """
+    text = body.decode("utf-8", "replace")
+    start = len(text) - len(text.lstrip(_BLANKS))
+    if start == len(text):
+        raise BadJSON("EOF", is_empty=True)
+    try:
+        value, end = _decode(text, start)
+    except RecursionError:
+        raise TooDeep from None
+    except ValueError as problem:
+        raise BadJSON(str(problem)) from None
+    if value is not None and not isinstance(value, tuple):
+        raise BadJSON(f"no object but {type(value).__name__}")
+    pairs: tuple[tuple[str, object], ...] = value or ()
+    exact_model = None
+    members = []
+    for key, item in pairs:
+        if key == "model":
+            exact_model = item
+        members.append((key if key.islower() and key.isascii() else fold(key), item))
+    only_value = end == len(text) or not text[end:].strip(_BLANKS)
+    return Fields(tuple(members), exact_model, only_value, certain)
+
+
+def fold(key: str) -> str:
+    """Return a key as Go compares it, in lower case. From outside ASCII only U+212A (k) and U+017F (s) match it."""
+    return key.replace("\u212a", "k").replace("\u017f", "s").lower()
+
+
+def clean(text: str) -> str:
+    """Return a string as Go would hold it: a lone surrogate is U+FFFD there (and could not be encoded here)."""
+    return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _decode(text: str, start: int) -> tuple[object, int]:
+    try:
+        return _DECODER.raw_decode(text, start)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:
+        # Python refuses integers of more than 4300 digits; Go does not look at a number before somebody wants it.
+        return _DECODER_OF_LONG_NUMBERS.raw_decode(text, start)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise json.JSONDecodeError(name, "", 0)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_refuse_constant)
+_DECODER_OF_LONG_NUMBERS = json.JSONDecoder(object_pairs_hook=tuple, parse_constant=_refuse_constant, parse_int=float)

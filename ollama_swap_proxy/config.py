@@ -8,6 +8,7 @@ config.example.toml repeat what stands here, and tests compare them.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -201,20 +202,24 @@ class Loaded:
     origins: Mapping[str, str]
 
 
-def load_settings(overrides: Mapping[str, object], environ: Mapping[str, str], path: Path | None = None) -> Settings:
+def load_settings(
+    overrides: Mapping[str, object], environ: Mapping[str, str] | None = None, path: Path | None = None
+) -> Settings:
     """Read the settings; see `load`."""
     return load(overrides, environ, path).settings
 
 
-def load(overrides: Mapping[str, object], environ: Mapping[str, str], path: Path | None = None) -> Loaded:
+def load(overrides: Mapping[str, object], environ: Mapping[str, str] | None = None, path: Path | None = None) -> Loaded:
     """Read and check the settings, and say where each came from.
 
-    ``overrides`` come from the command line and win (None: not given). An environment variable that is empty counts as
-    not set. ``path`` is the TOML file; without it OLLAMA_SWAP_PROXY_CONFIG names one, or there is none.
+    ``overrides`` come from the command line and win (None: not given). ``environ`` is the process's own environment
+    unless given; a variable that is empty counts as not set. ``path`` is the TOML file; without it
+    OLLAMA_SWAP_PROXY_CONFIG names one, or there is none.
 
     Raises:
         ConfigError: with everything that is wrong, not only the first.
     """
+    environ = os.environ if environ is None else environ
     named = environ.get(CONFIG_VARIABLE)
     path = path or (Path(named) if named else None)
     messages: list[str] = []

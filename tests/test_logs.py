@@ -113,8 +113,8 @@ def test_a_request_line_costs_less_than_30_microseconds() -> None:
         started = time.perf_counter()
         for number in range(400):
             log.info(
-                "request", id=number, model="llama3.2:3b", dialect="native", method="POST", path="/api/chat", first_byte_s=0.1,
-                status=200, waited_s=0.001, swapped=False, bytes_in=1234, bytes_out=5678, took_s=1.234,
+                "request", id=number, model="llama3.2:3b", dialect="native", method="POST", path="/api/chat",
+                status=200, waited_s=0.001, swapped=False, bytes_in=1234, bytes_out=5678, took_s=1.2, first_byte_s=0.1,
             )  # fmt: skip
         costs_us.append((time.perf_counter() - started) / 400 * 1e6)
     assert min(costs_us) < 30

@@ -1,0 +1,72 @@
+"""Trying the proxy: is there an Ollama, which model does the curl line name, and what is printed."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+from yarl import URL
+
+from ollama_swap_proxy.addresses import Address
+from ollama_swap_proxy.first_run import announcement, answers, find_model
+
+_MODELS: list[dict[str, Any]] = [
+    {"name": "big:70b", "size": 900},
+    {"name": "embedder:latest", "size": 10},
+    {"name": "cloudy:cloud", "size": 1, "remote_host": "https://ollama.com:443"},
+    {"name": "small:1b", "size": 100},
+]
+
+
+@pytest.fixture
+async def ollama() -> AsyncIterator[URL]:
+    """An Ollama that knows just enough to be asked for its models."""
+
+    async def version(_: web.Request) -> web.Response:
+        return web.json_response({"version": "0.32.4"})
+
+    async def tags(_: web.Request) -> web.Response:
+        return web.json_response({"models": _MODELS})
+
+    async def show(request: web.Request) -> web.Response:
+        name = (await request.json())["model"]
+        return web.json_response({"capabilities": ["embedding"] if name.startswith("embedder") else ["completion"]})
+
+    app = web.Application()
+    app.add_routes([web.get("/api/version", version), web.get("/api/tags", tags), web.post("/api/show", show)])
+    server = TestServer(app)
+    await server.start_server()
+    yield server.make_url("/").origin()
+    await server.close()
+
+
+async def test_an_ollama_that_answers_is_found_and_anything_else_is_not(ollama: URL) -> None:
+    assert await answers(ollama)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        assert not await answers(URL(f"http://127.0.0.1:{closed.getsockname()[1]}"))
+    other = TestServer(web.Application())
+    await other.start_server()
+    assert not await answers(other.make_url("/").origin())
+    await other.close()
+
+
+async def test_the_model_to_try_is_the_smallest_local_one_that_completes(ollama: URL) -> None:
+    assert await find_model(ollama) == "small:1b"
+
+
+async def test_no_model_is_no_error() -> None:
+    assert await find_model(URL("http://127.0.0.1:9")) is None
+    lines = announcement(Address("127.0.0.1", 1), Address("127.0.0.1", 2), URL("http://x:3"), None)
+    assert any("ollama pull" in line for line in lines)
+
+
+def test_the_announcement_names_an_address_that_can_be_connected_to() -> None:
+    text = "\n".join(announcement(Address("0.0.0.0", 11435), Address("127.0.0.1", 2), URL("http://x:3"), "it's:1b"))
+    assert "0.0.0.0" not in text
+    assert "curl http://127.0.0.1:11435/api/generate -d '" in text
+    assert """'{"model": "it'"'"'s:1b",""" in text

@@ -87,7 +87,8 @@ class SimGPU:
 @dataclass(slots=True)
 class LoadFailure:
     """A load that fails with this answer. ``model``: a name, or empty for every model; ``times``: how often, None for
-    ever."""
+    ever.
+    """
 
     text: str = "llama-server process has terminated: exit status 1: error loading model: simulated crash while loading"
     status: int = 500
@@ -97,9 +98,11 @@ class LoadFailure:
     """Share of the load time that passes before it fails."""
 
 
-@dataclass(slots=True)
+@dataclass
 class Faults:
     """Named knobs; all may be turned while the server runs. Everything off is a healthy server."""
+
+    _watcher: Callable[[], None] | None = field(default=None, init=False, repr=False, compare=False)
 
     lose_unloads: float = 0.0
     """Probability that an unload request is answered 200 and does nothing."""
@@ -137,6 +140,16 @@ class Faults:
     leak_slot_on_disconnect: bool = False
     """A client that leaves a stream takes the runner's parallel slot with it for the life of the runner (bug
     #17131)."""
+
+    def watch(self, watcher: Callable[[], None] | None) -> None:
+        """Call ``watcher`` whenever ``refuse_connections`` is turned: that one needs a door to be closed."""
+        self._watcher = watcher
+
+    def __setattr__(self, name: str, value: object) -> None:
+        changed = name == "refuse_connections" and getattr(self, name, value) != value
+        super().__setattr__(name, value)
+        if changed and self._watcher is not None:
+            self._watcher()
 
 
 DEFAULT_MODELS = (

@@ -1,0 +1,177 @@
+"""The direction of imports, and the other rules of the house that a reader relies on."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "ollama_swap_proxy"
+NAME = PACKAGE.name
+
+RANKS = {
+    "": 0,  # the package itself: its version
+    "core": 0,
+    "addresses": 1,
+    "errors": 1,
+    "logs": 1,
+    "config": 2,
+    "access": 2,
+    "simulator": 2,
+    "upstream": 3,
+    "bodies": 3,
+    "answers": 3,
+    "http_server": 4,
+    "gate": 5,
+    "operator": 6,
+    "serving": 6,
+    "app": 7,
+    "demo": 8,
+    "first_run": 8,
+    "cli": 9,
+    "__main__": 10,
+}
+"""Which room stands on which: a module imports from lower ranks, or from its own room, never upward or sideways."""
+
+NOT_IN_CORE = {
+    "asyncio", "concurrent", "datetime", "http", "io", "logging", "multiprocessing", "os", "pathlib", "random",
+    "secrets", "select", "selectors", "signal", "socket", "ssl", "subprocess", "threading", "time",
+    "urllib.request", "uuid",
+}  # fmt: skip
+"""Standard library modules that wait, look outside or roll dice: the same history must give the same commands."""
+
+TESTED_BY = {
+    "core/commands": "core/test_scheduler",
+    "core/events": "core/test_scheduler",
+    "core/failing": "core/test_scheduler",
+    "core/granting": "core/test_scheduler",
+    "core/policy": "test_config",
+    "core/state": "core/test_scheduler",
+    "core/swapping": "core/test_scheduler",
+    "core/tickets": "core/test_scheduler",
+}
+"""Modules whose behaviour shows only together with others: the test file that covers them. All others have one of
+their name."""
+
+LONGEST_MODULE = 350
+LONGEST_TEST = 600
+
+MODULES = sorted(PACKAGE.rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+
+
+def _dotted(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def _room(dotted: str) -> str:
+    return dotted.removeprefix(NAME).removeprefix(".").split(".")[0]
+
+
+def _imports(tree: ast.AST, *, at_import: bool = False) -> Iterator[str]:
+    """Yield every imported module's full name; ``at_import`` leaves out those inside functions."""
+    inside = {
+        id(node) for function in ast.walk(tree) if isinstance(function, _FUNCTIONS) for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        if at_import and id(node) in inside:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute here"
+            module = node.module or ""
+            yield from (_resolve(module, alias.name) for alias in node.names)
+
+
+_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def _resolve(module: str, name: str) -> str:
+    path = ROOT.joinpath(*module.split("."))
+    return f"{module}.{name}" if (path / f"{name}.py").exists() or (path / name).is_dir() else module
+
+
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def _each(paths: list[Path]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("path", paths, ids=[str(path.relative_to(ROOT)) for path in paths])
+
+
+@_each(MODULES)
+def test_no_module_imports_upward(path: Path) -> None:
+    room = _room(_dotted(path))
+    assert room in RANKS, f"give the room {room!r} a rank"
+    for imported in _imports(_tree(path)):
+        other = _room(imported) if imported.split(".")[0] == NAME else room
+        assert other == room or RANKS[other] < RANKS[room], f"{_dotted(path)} imports {imported}"
+
+
+@_each(sorted((PACKAGE / "core").rglob("*.py")))
+def test_the_core_is_pure(path: Path) -> None:
+    tree = _tree(path)
+    for imported in _imports(tree):
+        top = imported.split(".")[0]
+        assert top == NAME or top in sys.stdlib_module_names, f"imports {imported}"
+        assert not {top, imported} & NOT_IN_CORE, f"imports {imported}"
+    waits = [node for node in ast.walk(tree) if isinstance(node, ast.AsyncFunctionDef | ast.Await | ast.AsyncFor)]
+    assert not waits, "the core does not wait"
+
+
+@_each(sorted((PACKAGE / "simulator").rglob("*.py")))
+def test_the_simulator_knows_nothing_of_the_proxy_but_its_core(path: Path) -> None:
+    ours = {_room(imported) for imported in _imports(_tree(path)) if imported.split(".")[0] == NAME}
+    assert ours <= {"", "core", "simulator"}
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    known = {_dotted(path): path for path in MODULES}
+    graph = {name: {i for i in _imports(_tree(path), at_import=True) if i in known} for name, path in known.items()}
+    done: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " -> ".join([*trail[trail.index(name) :], name])
+        if name not in done:
+            for other in sorted(graph[name] - {name}):
+                visit(other, (*trail, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+@_each([path for path in MODULES if path.name != "config.py"])
+def test_settings_are_read_nowhere_but_in_config(path: Path) -> None:
+    for node in ast.walk(_tree(path)):
+        used = node.attr if isinstance(node, ast.Attribute) else node.name if isinstance(node, ast.alias) else ""
+        assert used not in {"environ", "environb", "getenv"}, (
+            f"line {getattr(node, 'lineno', '?')} reads the environment"
+        )
+
+
+@_each([p for room in ("core", "upstream") for p in sorted((PACKAGE / room).rglob("*.py")) if p.name != "__init__.py"])
+def test_every_module_of_core_and_upstream_has_a_test_file(path: Path) -> None:
+    module = path.relative_to(PACKAGE).with_suffix("").as_posix()
+    room, _, name = module.rpartition("/")
+    wanted = f"{TESTED_BY.get(module, f'{room}/test_{name}')}.py"
+    assert (ROOT / "tests" / wanted).exists(), f"tests/{wanted} is missing"
+
+
+@_each(MODULES)
+def test_every_module_says_what_it_is_and_stays_short(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert ast.get_docstring(ast.parse(text)), "a module opens by saying what it owns"
+    assert len(text.splitlines()) <= LONGEST_MODULE
+    assert path.stem not in {"utils", "helpers", "common", "manager"}
+
+
+@_each(TESTS)
+def test_test_files_stay_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_TEST

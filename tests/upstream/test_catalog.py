@@ -123,6 +123,14 @@ async def test_an_eviction_names_the_answer_that_was_no_404(catalog, mocked):
     assert answer == EvictionAnswered(entry.key, accepted=False, reason="Ollama did not unload a:latest: boom")
 
 
+async def test_an_eviction_by_a_makeshift_key_finds_the_runner_after_its_key_was_learned(catalog, mocked):
+    Library(mocked, [tag("a:latest", "1")], {"a:latest": modelfile("a")})
+    mocked.post(SCRIPTED / "api/generate", payload={"done_reason": "unload"})
+    await catalog.find("a:latest", max_age_s=60)
+    makeshift = "digest:" + "1" * 64
+    assert await evict(catalog._control, catalog, makeshift, "a:latest") == EvictionAnswered(makeshift, accepted=True)
+
+
 async def test_an_existing_name_that_cannot_be_read_is_an_error_not_none(catalog, mocked):
     mocked.get(SCRIPTED / "api/tags", payload={"models": [tag("a:latest", "1")]})
     mocked.post(SCRIPTED / "api/show", status=500, payload={"error": "boom"})

@@ -36,6 +36,14 @@ class Address:
         ip = _as_ip(self.host)
         return ip.is_loopback if ip is not None else self.host.lower() == "localhost"
 
+    @property
+    def to_connect_to(self) -> Address:
+        """The address that a client on this machine uses: a listener on all addresses is reached by loopback."""
+        ip = _as_ip(self.host)
+        if ip is None or not ip.is_unspecified:
+            return self
+        return Address("127.0.0.1" if ip.version == 4 else "::1", self.port)
+
 
 def parse_address(text: str) -> Address:
     """Read ``HOST:PORT`` (``[IPV6]:PORT`` for IPv6).

@@ -20,6 +20,9 @@ from ollama_swap_proxy.config import ConfigError, Loaded, Settings
 
 BAD_SETTINGS = 2
 
+HEALTHY_WITHIN_S = 3.0
+"""A proxy that cannot answer one line of its own in this time is not healthy."""
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="ollama-swap-proxy")
@@ -73,6 +76,23 @@ def check(listen: str | None, upstream: str | None, admin: str | None, path: Pat
     width = max(map(len, lines.values()))
     for key, line in lines.items():
         click.echo(f"{line:<{width}}  # {loaded.origins[key]}")
+
+
+@main.command()
+@_with_settings
+def healthcheck(listen: str | None, upstream: str | None, admin: str | None, path: Path | None) -> None:
+    """Ask a running proxy with the same settings whether it is alive (for containers; exit code 0 or 1)."""
+    settings = _load(path, listen=listen, upstream=upstream, admin=admin).settings
+    from urllib.error import URLError  # noqa: PLC0415
+    from urllib.request import ProxyHandler, build_opener  # noqa: PLC0415
+
+    url = f"http://{settings.admin.to_connect_to}/healthz"
+    try:
+        with build_opener(ProxyHandler({})).open(url, timeout=HEALTHY_WITHIN_S) as answer:
+            click.echo(f"{url}: {answer.read().decode().strip()}")
+    except (URLError, OSError, ValueError) as error:
+        click.echo(f"ollama-swap-proxy: {url}: {error}", err=True)
+        sys.exit(1)
 
 
 @main.command()

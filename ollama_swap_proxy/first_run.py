@@ -81,8 +81,7 @@ async def find_model(upstream: URL) -> str | None:
 
 def announcement(listen: Address, admin: Address, upstream: URL, model: str | None) -> list[str]:
     """Return what a person needs to try us: addresses for clients, and a curl line that works."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(listen.host, listen.host)  # noqa: S104  # compared, not bound
-    base = f"http://{Address(host, listen.port)}"
+    base = f"http://{listen.to_connect_to}"
     lines = [
         "",
         f"Point your clients at {base} instead of {upstream}:",
@@ -96,7 +95,7 @@ def announcement(listen: Address, admin: Address, upstream: URL, model: str | No
     else:
         body = json.dumps({"model": model, "prompt": "Why is the sky blue?", "stream": False}, ensure_ascii=False)
         lines += ["Try it:", f"  curl {base}/api/generate -d {shlex.quote(body)}"]
-    return [*lines, f"What goes on inside: curl http://{admin}/v1/snapshot", "Stop with Ctrl-C.", ""]
+    return [*lines, f"What goes on inside: curl http://{admin.to_connect_to}/v1/snapshot", "Stop with Ctrl-C.", ""]
 
 
 def _session() -> aiohttp.ClientSession:

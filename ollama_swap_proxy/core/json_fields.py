@@ -17,7 +17,7 @@ _BLANKS = " \t\n\r"
 _REPLACEMENT = "\ufffd"
 
 
-class BadJSON(ValueError):  # noqa: N818 -- a finding about a body, not a failure of ours
+class BadJSON(ValueError):  # noqa: N818 -- a finding about a body, no failure of ours
     """Go's decoder refuses this body, for certain. ``is_empty``: there is no value in it at all."""
 
     def __init__(self, reason: str, *, is_empty: bool = False) -> None:
@@ -33,14 +33,10 @@ class TooDeep(Exception):  # noqa: N818
 class Fields:
     """The members of the top-level object, in the order sent, their keys folded as Go folds them.
 
-    ``exact_model``: the last value of the key that is spelled exactly ``model`` (Ollama's cloud check on /v1 matches
-    keys case-sensitively: server/cloud_proxy.go:304). ``only_value``: nothing but blanks follows the object (the same
-    check wants the whole body to be JSON). ``certain`` is False where a reader had to leave out what might matter.
+    ``certain`` is False where a reader had to leave out what might matter.
     """
 
     members: tuple[tuple[str, object], ...] = ()
-    exact_model: object = None
-    only_value: bool = True
     certain: bool = True
 
     def every(self, name: str) -> Iterator[object]:
@@ -74,7 +70,7 @@ class Fields:
         return found
 
 
-def read(body: bytes, *, certain: bool = True) -> Fields:
+def read(body: bytes) -> Fields:
     """Read the first JSON value of a body. A top-level null is an object without members, as it is for Go.
 
     Raises:
@@ -86,7 +82,7 @@ def read(body: bytes, *, certain: bool = True) -> Fields:
     if start == len(text):
         raise BadJSON("EOF", is_empty=True)
     try:
-        value, end = _decode(text, start)
+        value = _decode(text, start)
     except RecursionError:
         raise TooDeep from None
     except ValueError as problem:
@@ -94,14 +90,7 @@ def read(body: bytes, *, certain: bool = True) -> Fields:
     if value is not None and not isinstance(value, tuple):
         raise BadJSON(f"no object but {type(value).__name__}")
     pairs: tuple[tuple[str, object], ...] = value or ()
-    exact_model = None
-    members = []
-    for key, item in pairs:
-        if key == "model":
-            exact_model = item
-        members.append((key if key.islower() and key.isascii() else fold(key), item))
-    only_value = end == len(text) or not text[end:].strip(_BLANKS)
-    return Fields(tuple(members), exact_model, only_value, certain)
+    return Fields(tuple((key if key.islower() and key.isascii() else fold(key), item) for key, item in pairs))
 
 
 def fold(key: str) -> str:
@@ -114,14 +103,15 @@ def clean(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _decode(text: str, start: int) -> tuple[object, int]:
+def _decode(text: str, start: int) -> object:
+    """Decode the value that begins there; whatever follows it is ignored, as Go's Decoder does."""
     try:
-        return _DECODER.raw_decode(text, start)
+        return _DECODER.raw_decode(text, start)[0]
     except json.JSONDecodeError:
         raise
     except ValueError:
         # Python refuses integers of more than 4300 digits; Go does not look at a number before somebody wants it.
-        return _DECODER_OF_LONG_NUMBERS.raw_decode(text, start)
+        return _DECODER_OF_LONG_NUMBERS.raw_decode(text, start)[0]
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -1,0 +1,292 @@
+"""Request bodies that are kept: in memory up to a limit, then in a temporary file; and what they ask for.
+
+Owns storage, and the reading of a stored body (zstd, multipart, big ones in slices). Must not judge (`core.requests`)
+and never changes a byte: what is decoded here is a copy. Nothing here holds the event loop for more than about 2 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import quopri
+import tempfile
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from typing import IO, TYPE_CHECKING, cast
+from urllib.parse import parse_qsl
+
+import zstandard
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from ollama_swap_proxy.core import json_fields, requests
+from ollama_swap_proxy.core.endpoints import Endpoint
+from ollama_swap_proxy.core.skeleton import Skeleton
+from ollama_swap_proxy.errors import ProxyError
+
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
+SYNCHRONOUS_LIMIT_BYTES = 32 * 1024
+"""Bodies up to this size are read in one go; the worst of them (nothing but tiny keys) takes about 1.5 ms."""
+
+SLICE_BYTES = 64 * 1024
+"""How much of a larger body is read before the event loop gets its turn."""
+
+ZSTD_DECODED_LIMIT_BYTES = 20 * 1024 * 1024
+ZSTD_WINDOW_LIMIT_BYTES = 8 * 1024 * 1024
+"""Ollama's own limits (server/cloud_proxy.go:40, 82)."""
+
+_WRITE_BYTES = 1024 * 1024
+_FORM_SLICE_BYTES = 8 * 1024
+_FORM_MODEL_LIMIT_BYTES = 2048
+
+
+class Body:
+    """A request body as received. One writer, then any number of readers; `close` it in the end.
+
+    ``memory_limit_bytes``: a larger body goes to a temporary file (in ``directory``, or the system's).
+    ``limit_bytes``: the largest body that is taken at all; 0 means no limit.
+    """
+
+    def __init__(self, memory_limit_bytes: int, limit_bytes: int = 0, directory: str | None = None) -> None:
+        self.size = 0
+        self._memory_limit_bytes = memory_limit_bytes
+        self._limit_bytes = limit_bytes
+        self._directory = directory
+        self._memory = bytearray()
+        self._file: IO[bytes] | None = None
+        self._file_size = 0
+        self._file_lock = threading.Lock()
+        self._is_closed = False
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all of it is in memory."""
+        return self._file is None
+
+    async def append(self, chunk: bytes) -> None:
+        """Add a chunk, writing to the file in another thread where it must be.
+
+        Raises:
+            ProxyError: body_too_large (413), or body_not_stored (503) where the disk does not take it.
+        """
+        if self._limit_bytes and self.size + len(chunk) > self._limit_bytes:
+            raise ProxyError(
+                "body_too_large",
+                413,
+                f"the request body is larger than the {self._limit_bytes} bytes that this proxy is set to keep",
+            )
+        self.size += len(chunk)
+        self._memory += chunk
+        if self._file is None:
+            if self.size <= self._memory_limit_bytes:
+                return
+        elif len(self._memory) < min(_WRITE_BYTES, self._memory_limit_bytes):
+            return
+        pending, self._memory = self._memory, bytearray()
+        try:
+            await asyncio.to_thread(self._write, pending)
+        except OSError as problem:
+            reason = problem.strerror or type(problem).__name__
+            raise ProxyError("body_not_stored", 503, f"the request body could not be stored: {reason}") from problem
+
+    def as_bytes(self) -> bytes:
+        """Return a body that is wholly in memory.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if self._file is not None:
+            raise ValueError("this body is in a file")
+        return bytes(self._memory)
+
+    async def chunks(self, size: int) -> AsyncIterator[bytes]:
+        """Yield the whole body in pieces of at most ``size`` bytes, from its beginning."""
+        for offset in range(0, self._file_size, size):
+            yield await asyncio.to_thread(self._read, offset, min(size, self._file_size - offset))
+        for offset in range(0, len(self._memory), size):
+            yield bytes(self._memory[offset : offset + size])
+
+    def close(self) -> None:
+        """Forget the body; its file vanishes. May be called more than once."""
+        self._is_closed = True
+        self._memory = bytearray()
+        self._file_size = 0
+        if self._file is not None:
+            threading.Thread(target=self._close_file, name="close body", daemon=True).start()
+
+    def _write(self, data: bytearray) -> None:
+        with self._file_lock:
+            if self._is_closed:
+                return
+            if self._file is None:
+                # It lives as long as the body does, so no `with` can close it: `close` does.
+                self._file = tempfile.TemporaryFile(dir=self._directory, prefix="ollama-swap-proxy-")  # noqa: SIM115
+            self._file.seek(self._file_size)
+            self._file.write(data)
+            self._file.flush()
+            self._file_size += len(data)
+            if self._is_closed:  # by a loop that did not wait for this thread
+                self._file.close()
+
+    def _read(self, offset: int, size: int) -> bytes:
+        with self._file_lock:
+            if self._file is None or self._is_closed:
+                raise ValueError("this body is closed")
+            self._file.seek(offset)
+            return self._file.read(size)
+
+    def _close_file(self) -> None:
+        with self._file_lock:
+            if self._file is not None:
+                self._file.close()
+
+
+async def read_intent(
+    endpoint: Endpoint, target: bytes | str, headers: Mapping[str, str], body: Body
+) -> requests.Intent:
+    """Find out what a stored request asks for. ``headers`` must look names up in any case (a multidict does).
+
+    Small bodies are read without giving up control; larger ones pause between slices.
+    """
+    if endpoint.is_form:
+        return await _read_form(target, headers.get("Content-Type", ""), body)
+    # Exactly this spelling, and only on /v1: anything else Ollama takes for the JSON itself (transcript encodings).
+    if endpoint.takes_zstd and headers.get("Content-Encoding") == "zstd":
+        return await _read_zstd(endpoint, body)
+    if body.size <= SYNCHRONOUS_LIMIT_BYTES and body.in_memory:
+        intent = _read_at_once(endpoint, body.as_bytes())
+        if intent is not None:
+            return intent
+    return await _read_in_slices(endpoint, body.chunks(SLICE_BYTES))
+
+
+def _read_at_once(endpoint: Endpoint, data: bytes) -> requests.Intent | None:
+    try:
+        return requests.judge(endpoint, json_fields.read(data))
+    except json_fields.BadJSON as problem:
+        return requests.refusal(f"invalid JSON: {problem}")
+    except json_fields.TooDeep:
+        return None
+
+
+async def _read_in_slices(endpoint: Endpoint, slices: AsyncIterator[bytes]) -> requests.Intent:
+    skeleton = Skeleton(requests.RULES)
+    async for data in slices:
+        for _ in skeleton.feed(data):
+            await asyncio.sleep(0)
+        if skeleton.is_finished:
+            break
+        await asyncio.sleep(0)
+    try:
+        return requests.judge(endpoint, skeleton.fields())
+    except json_fields.BadJSON as problem:
+        return requests.refusal(f"invalid JSON: {problem}")
+
+
+async def _read_zstd(endpoint: Endpoint, body: Body) -> requests.Intent:
+    if body.size > ZSTD_DECODED_LIMIT_BYTES:
+        return requests.refusal("zstd body too large")
+    try:
+        async with contextlib.aclosing(_inflated(body)) as slices:
+            return await _read_in_slices(endpoint, slices)
+    except zstandard.ZstdError as problem:
+        return requests.refusal(f"zstd: {problem}")
+
+
+async def _inflated(body: Body) -> AsyncGenerator[bytes]:
+    """Yield a zstd body decoded, each slice but the last of full size: a bomb costs no more than Ollama would take.
+
+    A large one is inflated in another thread: however little comes out of it, zstd may have to read all of it.
+    """
+    source = _Pieces([chunk async for chunk in body.chunks(SLICE_BYTES)])
+    inflater = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_LIMIT_BYTES)
+    reader = inflater.stream_reader(cast("IO[bytes]", source), read_across_frames=True)
+    is_small = body.size <= SYNCHRONOUS_LIMIT_BYTES
+    total = 0
+    while data := reader.read(SLICE_BYTES) if is_small else await asyncio.to_thread(reader.read, SLICE_BYTES):
+        total += len(data)
+        if total > ZSTD_DECODED_LIMIT_BYTES:
+            raise zstandard.ZstdError("decoded body too large")
+        yield data
+
+
+class _Pieces:
+    """Chunks as a file to read from; a read returns one chunk, whatever it asks for."""
+
+    def __init__(self, chunks: list[bytes]) -> None:
+        self._chunks = iter(chunks)
+
+    def read(self, _size: int) -> bytes:
+        return next(self._chunks, b"")
+
+
+async def _read_form(target: bytes | str, content_type: str, body: Body) -> requests.Intent:
+    """Find the model of a transcription: ``?model=`` wins over the first field (middleware/openai.go:1285)."""
+    kind, parameters = parse_options_header(content_type)
+    if kind.lower() not in {b"multipart/form-data", b"multipart/mixed"} or not parameters.get(b"boundary"):
+        return requests.refusal("no multipart form")
+    query = (target if isinstance(target, str) else target.decode("latin-1")).partition("?")[2]
+    in_query = [value for name, value in parse_qsl(query, keep_blank_values=True) if name == "model"]
+    if in_query:
+        return requests.judge_form(in_query[0])
+    field = _ModelField()
+    parser = MultipartParser(parameters[b"boundary"], field.callbacks())
+    try:
+        async for data in body.chunks(_FORM_SLICE_BYTES):
+            parser.write(data)
+            if field.model is not None:
+                break
+            await asyncio.sleep(0)
+    except FormParserError as problem:
+        return requests.refusal(f"multipart form: {problem}")
+    return requests.judge_form((field.model or b"").decode("utf-8", "replace"))
+
+
+class _ModelField:
+    """Watches a multipart form go by for the first plain field named ``model``, as Go's mime/multipart sees it."""
+
+    def __init__(self) -> None:
+        self.model: bytes | None = None
+        self._header = bytearray()
+        self._value = bytearray()
+        self._headers: dict[bytes, bytes] = {}
+        self._data: bytearray | None = None
+
+    def callbacks(self) -> MultipartCallbacks:
+        return {
+            "on_part_begin": self._part_begins,
+            "on_header_begin": self._header_begins,
+            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._header_ends,
+            "on_headers_finished": self._headers_end,
+            "on_part_data": self._data_comes,
+            "on_part_end": self._part_ends,
+        }
+
+    def _part_begins(self) -> None:
+        self._headers = {}
+        self._data = None
+
+    def _header_begins(self) -> None:
+        self._header.clear()
+        self._value.clear()
+
+    def _header_ends(self) -> None:
+        self._headers.setdefault(bytes(self._header).lower(), bytes(self._value))
+
+    def _headers_end(self) -> None:
+        kind, parameters = parse_options_header(self._headers.get(b"content-disposition", b""))
+        if kind == b"form-data" and parameters.get(b"name") == b"model" and not parameters.get(b"filename"):
+            self._data = bytearray()
+
+    def _data_comes(self, data: bytes, start: int, end: int) -> None:
+        if self._data is not None and len(self._data) < _FORM_MODEL_LIMIT_BYTES:
+            self._data += data[start:end]
+
+    def _part_ends(self) -> None:
+        if self._data is not None and self.model is None:
+            encoding = self._headers.get(b"content-transfer-encoding", b"").lower()
+            self.model = quopri.decodestring(self._data) if encoding == b"quoted-printable" else bytes(self._data)

@@ -1,0 +1,254 @@
+"""What a request wants of Ollama: a model, an unload, something in the cloud, or nothing that Ollama would grant.
+
+Owns the judgement of a gated request from its fields. Must not know which models exist (the catalog does), and must not
+guess: a request is refused for certain only where Ollama's decoder and handlers leave no doubt, in the releases that we
+know of; in doubt it takes a lease. Facts: server/routes.go, api/types.go, the middleware of the OpenAI and Anthropic
+surfaces; recorded in tests/transcripts (errors_native, errors_v1, keep_alive_table, preload_unload, cloud_disabled).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ollama_swap_proxy.core import durations, endpoints, names
+from ollama_swap_proxy.core.endpoints import Dialect, Endpoint
+from ollama_swap_proxy.core.json_fields import Fields, clean
+from ollama_swap_proxy.core.skeleton import Keep, Rules
+
+RUNNER_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
+"""The options whose change makes Ollama reload a model (api/types.go:588)."""
+
+_NUMBER_OPTIONS = frozenset(
+    {
+        *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread"),
+        *("num_keep", "seed", "num_predict", "top_k", "top_p", "temperature", "repeat_last_n"),
+        *("repeat_penalty", "presence_penalty", "frequency_penalty"),
+    }
+)
+_BOOLEAN_OPTIONS = frozenset({"use_mmap"})
+"""Options whose type Ollama checks, in all releases alike (an option that a release does not know is ignored)."""
+
+_CAN_UNLOAD = frozenset({endpoints.GENERATE, endpoints.CHAT})
+_STRING, _BOOLEAN, _NUMBER, _ARRAY, _OBJECT = (str,), (bool,), (int, float), (list,), (tuple,)
+_NATIVE_TYPES: Mapping[str, tuple[type, ...]] = {"model": _STRING, "options": _OBJECT}
+_V1_TYPES: Mapping[str, tuple[type, ...]] = {"model": _STRING, "stream": _BOOLEAN}
+_PROMPT_TYPES = dict.fromkeys(("prompt", "suffix", "system", "template"), _STRING)
+_TYPES: Mapping[Endpoint, Mapping[str, tuple[type, ...]]] = {
+    endpoints.GENERATE: {**_NATIVE_TYPES, **_PROMPT_TYPES, "stream": _BOOLEAN, "raw": _BOOLEAN, "images": _ARRAY},
+    endpoints.CHAT: {**_NATIVE_TYPES, "messages": _ARRAY, "tools": _ARRAY, "stream": _BOOLEAN},
+    endpoints.EMBED: _NATIVE_TYPES,
+    endpoints.EMBEDDINGS: {**_NATIVE_TYPES, "prompt": _STRING},
+    endpoints.V1_CHAT: {**_V1_TYPES, "messages": _ARRAY, "tools": _ARRAY, "max_tokens": _NUMBER},
+    endpoints.V1_COMPLETIONS: {**_V1_TYPES, "max_tokens": _NUMBER},
+    endpoints.V1_EMBEDDINGS: {"model": _STRING},
+    endpoints.V1_RESPONSES: _V1_TYPES,
+    endpoints.V1_MESSAGES: {**_V1_TYPES, "messages": _ARRAY, "max_tokens": _NUMBER},
+}
+"""Fields whose Go type has been the same for as long as they exist; the others are left to Ollama."""
+
+RULES: Rules = {
+    **dict.fromkeys(("model", "keep_alive", "stream", "shift", "think", "max_tokens", "raw"), Keep.VALUE),
+    **dict.fromkeys(("prompt", "suffix", "system", "template", "messages", "input", "tools", "images"), Keep.SHAPE),
+    "options": dict.fromkeys([*_NUMBER_OPTIONS, *_BOOLEAN_OPTIONS, *RUNNER_OPTIONS], Keep.VALUE),
+}
+"""What a `skeleton.Skeleton` must keep so that `judge` says the same of it as of the whole body."""
+
+
+class Kind(Enum):
+    """What to do with a request on a gated route."""
+
+    LEASE = "lease"
+    UNLOAD = "unload"
+    """Asks Ollama to unload the model: passed on at once, and the view is outdated."""
+    CLOUD = "cloud"
+    """Goes to ollama.com: passed on at once."""
+    SURE_REFUSAL = "sure_refusal"
+    """Ollama answers with an error without loading anything: passed on at once, so that it does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What a request on a gated route asks for.
+
+    ``model`` is as sent, ``name`` canonical (for CLOUD without the suffix; empty where there is none). ``reason`` says
+    why it is a sure refusal. ``keep_alive_s`` is None where none was given, `math.inf` for forever. ``options`` are the
+    runner options that the request carries, and ``shift``. ``needs`` are capabilities without which Ollama refuses it.
+    ``certain`` is False where the body was too odd to be read whole: options and name are then a best guess.
+    """
+
+    kind: Kind
+    model: str = ""
+    name: str = ""
+    reason: str = ""
+    keep_alive_s: float | None = None
+    options: Mapping[str, object] = field(default_factory=dict)
+    stream: bool = False
+    is_load: bool = False
+    """It has nothing to generate or embed: Ollama only loads the model."""
+    needs: frozenset[str] = frozenset()
+    certain: bool = True
+
+
+def surely_refused_by(intent: Intent, capabilities: Collection[str] | None) -> bool:
+    """Say whether Ollama is certain to refuse this of a model with these capabilities (None: not known)."""
+    return capabilities is not None and not intent.needs <= frozenset(capabilities)
+
+
+def refusal(reason: str, model: str = "") -> Intent:
+    """Return the intent of a request that Ollama is certain to refuse."""
+    return Intent(Kind.SURE_REFUSAL, model=model, reason=reason)
+
+
+def judge_form(model: str) -> Intent:
+    """Judge a transcription by the ``model`` of its form or query, empty if there is none."""
+    parsed = names.parse(model)
+    if isinstance(parsed, names.InvalidName):
+        return refusal(parsed.reason, model)
+    if isinstance(parsed, names.CloudName):
+        return Intent(Kind.CLOUD, model, parsed.canonical)
+    return Intent(Kind.LEASE, model, parsed.canonical)
+
+
+def judge(endpoint: Endpoint, fields: Fields) -> Intent:
+    """Judge a request by the fields of its JSON body. Total: in doubt the answer is a lease."""
+    model = _text(fields.plain("model"))
+    parsed = names.parse(model)
+    name = "" if isinstance(parsed, names.InvalidName) else parsed.canonical
+    options = _options(endpoint, fields)
+    if not fields.certain:
+        return Intent(Kind.LEASE, model, name, options=options, certain=False)
+    is_empty = _is_empty(endpoint, fields)
+    try:
+        _check_types(endpoint, fields)
+        keep_alive_ns = _keep_alive_ns(fields) if endpoint.is_native else None
+        kind = _kind(parsed, unloads=is_empty and keep_alive_ns == 0 and endpoint in _CAN_UNLOAD)
+        if kind is Kind.LEASE:
+            _check_options(endpoint, fields)
+            _check_required(endpoint, fields)
+    except (_SurelyRefusedError, durations.BadDurationError) as problem:
+        return refusal(str(problem), model)
+    return Intent(
+        kind,
+        model,
+        name,
+        keep_alive_s=_seconds(keep_alive_ns),
+        options=options,
+        stream=_streams(endpoint, fields),
+        is_load=is_empty and kind is Kind.LEASE,
+        needs=_needs(endpoint, fields) if kind is Kind.LEASE else frozenset(),
+    )
+
+
+class _SurelyRefusedError(Exception):
+    """Says why Ollama is certain to refuse the request."""
+
+
+def _kind(parsed: names.ModelName | names.CloudName | names.InvalidName, *, unloads: bool) -> Kind:
+    """Tell the kinds apart. The cloud check of /v1 is case-sensitive; where it alone sees a cloud name: a lease."""
+    if isinstance(parsed, names.InvalidName):
+        raise _SurelyRefusedError(parsed.reason)
+    if isinstance(parsed, names.CloudName):
+        return Kind.CLOUD
+    return Kind.UNLOAD if unloads else Kind.LEASE
+
+
+def _check_types(endpoint: Endpoint, fields: Fields) -> None:
+    """Find a field for which Go's decoder reports a type error; it looks at overruled duplicates too, not at null."""
+    types = _TYPES[endpoint]
+    for name, value in fields.members:
+        allowed = types.get(name)
+        if allowed is None or value is None:
+            continue
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise _SurelyRefusedError(f"{name} is of the wrong type")
+
+
+def _check_options(endpoint: Endpoint, fields: Fields) -> None:
+    """Find an option for which Ollama answers ``option "x" must be of type y`` (api/types.go:991)."""
+    if not endpoint.is_native:
+        return
+    for name, value in fields.merged("options").items():
+        is_boolean = isinstance(value, bool)
+        if name in _NUMBER_OPTIONS and value is not None and (is_boolean or not isinstance(value, int | float)):
+            raise _SurelyRefusedError(f"option {name} must be a number")
+        if name in _BOOLEAN_OPTIONS and value is not None and not is_boolean:
+            raise _SurelyRefusedError(f"option {name} must be a boolean")
+
+
+def _check_required(endpoint: Endpoint, fields: Fields) -> None:
+    """Find what the surfaces insist on before they ask the scheduler (the middleware of OpenAI and Anthropic)."""
+    if endpoint in {endpoints.V1_CHAT, endpoints.V1_MESSAGES} and not fields.nullable("messages"):
+        raise _SurelyRefusedError("messages is missing or empty")
+    if endpoint is endpoints.V1_MESSAGES:
+        max_tokens = fields.plain("max_tokens")
+        if max_tokens is None or (isinstance(max_tokens, int | float) and max_tokens <= 0):
+            raise _SurelyRefusedError("max_tokens is missing or not positive")
+    given = fields.nullable("input")
+    if endpoint is endpoints.V1_EMBEDDINGS and (given is None or given == []):
+        raise _SurelyRefusedError("input is missing or empty")
+    if endpoint in {endpoints.EMBED, endpoints.V1_EMBEDDINGS} and isinstance(given, bool | int | float | tuple):
+        raise _SurelyRefusedError("input is of the wrong type")
+
+
+def _is_empty(endpoint: Endpoint, fields: Fields) -> bool:
+    """Say whether there is nothing to generate or embed (semantics: preload); images do not count as a prompt."""
+    if endpoint in {endpoints.GENERATE, endpoints.EMBEDDINGS, endpoints.V1_COMPLETIONS}:
+        return not fields.plain("prompt")
+    if endpoint is endpoints.CHAT:
+        return not fields.nullable("messages")
+    return endpoint is endpoints.EMBED and not fields.nullable("input")
+
+
+def _needs(endpoint: Endpoint, fields: Fields) -> frozenset[str]:
+    """Return the capabilities that Ollama checks before it schedules. Embedding checks none: completers embed too."""
+    if endpoint in {endpoints.EMBED, endpoints.EMBEDDINGS, endpoints.V1_EMBEDDINGS}:
+        return frozenset()
+    needs = {"completion"}
+    if endpoint in {endpoints.GENERATE, endpoints.V1_COMPLETIONS} and fields.plain("suffix"):
+        needs.add("insert")
+    if endpoint in {endpoints.CHAT, endpoints.V1_CHAT} and fields.nullable("tools"):
+        needs.add("tools")
+    if endpoint in {endpoints.GENERATE, endpoints.CHAT} and fields.nullable("think") in (True, "high", "medium", "low"):
+        needs.add("thinking")
+    return frozenset(needs)
+
+
+def _options(endpoint: Endpoint, fields: Fields) -> dict[str, object]:
+    """Return the runner options of the request; only native routes can set any."""
+    if not endpoint.is_native:
+        return {}
+    given = fields.merged("options")
+    options = {name: given[name] for name in RUNNER_OPTIONS if name in given}
+    shift = fields.nullable("shift")
+    if endpoint in {endpoints.GENERATE, endpoints.CHAT} and isinstance(shift, bool):
+        options["shift"] = shift
+    return options
+
+
+def _streams(endpoint: Endpoint, fields: Fields) -> bool:
+    if endpoint in {endpoints.EMBED, endpoints.EMBEDDINGS, endpoints.V1_EMBEDDINGS}:
+        return False
+    if endpoint.dialect is Dialect.NATIVE:
+        return fields.nullable("stream") is not False
+    stream = fields.nullable("stream") if endpoint is endpoints.V1_RESPONSES else fields.plain("stream")
+    return stream is True
+
+
+def _keep_alive_ns(fields: Fields) -> int | None:
+    """Return the last keep_alive, None where it is absent or null; a bad one counts even if it is overruled."""
+    nanoseconds: int | None = None
+    for value in fields.every("keep_alive"):
+        nanoseconds = None if value is None else durations.parse_keep_alive_ns(value)
+    return nanoseconds
+
+
+def _seconds(nanoseconds: int | None) -> float | None:
+    if nanoseconds is None:
+        return None
+    return float("inf") if nanoseconds == durations.FOREVER_NS else max(nanoseconds, 0) / 1e9
+
+
+def _text(value: object) -> str:
+    return clean(value) if isinstance(value, str) else ""

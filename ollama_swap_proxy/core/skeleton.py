@@ -1,0 +1,252 @@
+"""A big JSON body reduced, as it comes in, to the little of it that can matter; `json_fields.read` reads the rest.
+
+Owns the reduction and its bounds. Must not judge anything: wrong JSON at a level that is kept stays wrong, so that the
+reader refuses it. What is left out is only scanned for where it ends: a mistake in there is not found, and need not be.
+
+Kept are the members of the top-level object that a rule names, and the members of objects for which it says so.
+
+Cost: strings and flat runs are skipped at the speed of `re`; everything else costs a step of about a microsecond, and
+`Skeleton.feed` pauses after `STEPS_A_PAUSE` of them whatever is sent: dense brackets, tiny keys, escapes. (How large a
+slice may be is for the caller to say: `re` takes some 0.1 ms for 64 KiB.)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import replace
+from enum import Enum
+
+from ollama_swap_proxy.core import json_fields
+
+VALUE_LIMIT_BYTES = 2048
+"""How much of a string is kept whose value matters: a model name has at most about 700 characters."""
+
+SIZE_LIMIT_BYTES = 65536
+"""How large a skeleton may grow: only repeated fields can fill it. Beyond it all is left out, and nothing certain."""
+
+STEPS_A_PAUSE = 500
+"""About half a millisecond of Python."""
+
+_SHAPE_LIMIT_BYTES = 8
+_SCALAR_LIMIT_BYTES = 512
+_HEAD_BYTES = 16
+_KEY_LIMIT_BYTES = 120
+"""Longer keys are nobody's: the longest field name has 18 characters, 6 bytes each when written as ``\\uXXXX``."""
+
+_BLANKS = re.compile(rb"[ \t\r\n]*+")
+_STRING_RUN = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+_SCALAR_RUN = re.compile(rb'[^ \t\r\n,:"\[\]{}]*+')
+_FLAT_RUN = re.compile(rb'[^"\[\]{}]*+')
+_QUOTE = ord('"')
+
+
+class Keep(Enum):
+    """How much of a field is kept."""
+
+    VALUE = "value"
+    """Scalars and short strings whole (a longer one makes the result uncertain); of containers the shape."""
+    SHAPE = "shape"
+    """The JSON type, and whether a string or container is empty: ``""``, ``"..."``, ``[]``, ``[0]``, ``{}``..."""
+
+
+Rules = Mapping[str, "Keep | Mapping[str, Keep]"]
+"""Top-level field, as `json_fields.fold` spells it -> what is kept; a mapping names members to keep (exact keys)."""
+
+_Step = Generator[bool, None, "bytes | None"]
+"""A part of the reader: yields True to pause, False to ask for more data."""
+
+
+class Skeleton:
+    """The reducer: feed it the body in slices of any size, then read `fields`."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._certain = True
+        self._data = b""
+        self._position = 0
+        self._steps = 0
+        self._reader = self._document()
+        self._in_head = True
+        self.is_finished = False
+        """Nothing that follows can matter: the object has ended, or it is no JSON."""
+
+    def feed(self, data: bytes) -> Iterator[None]:
+        """Take in the next slice; yields between portions of bounded work. The iterator must be run to its end."""
+        self._data = self._data[self._position :] + data
+        self._position = 0
+        while not self.is_finished:
+            try:
+                pauses = next(self._reader)
+            except StopIteration:
+                self.is_finished = True
+            except _WrongStructureError:
+                self._kept.append(b"!")
+                self.is_finished = True
+            else:
+                if not pauses:
+                    return
+                yield
+
+    def fields(self) -> json_fields.Fields:
+        """Read what was kept.
+
+        Raises:
+            json_fields.BadJSON: for certain: proven by what was kept, or by a body that ends too early.
+        """
+        head = self._data[self._position :] if self._in_head else b""
+        fields = json_fields.read(b"".join(self._kept) + head)
+        return replace(fields, certain=self._certain)
+
+    def _document(self) -> _Step:
+        if (yield from self._token()) == b"{":
+            self._in_head = False
+            yield from self._object(self._rules, is_top=True)
+            return None
+        while len(self._data) - self._position < _HEAD_BYTES:
+            yield False
+        self._in_head = False
+        self._keep(self._data[self._position : self._position + _HEAD_BYTES])
+        return None
+
+    def _object(self, rules: Rules, *, is_top: bool) -> _Step:
+        """Read an object from its bracket to its end and keep the members that have a rule."""
+        self._position += 1
+        self._keep(b"{")
+        separator = b""
+        token = yield from self._token()
+        while token != b"}":
+            if token != b'"':
+                raise _WrongStructureError
+            self._position += 1
+            key = yield from self._string(_KEY_LIMIT_BYTES)
+            rule = rules.get(_name(key, is_top=is_top)) if key is not None else None
+            if rule is not None and self._kept_bytes > SIZE_LIMIT_BYTES:
+                rule, self._certain = None, False
+            if (yield from self._token()) != b":":
+                raise _WrongStructureError
+            self._position += 1
+            if rule is not None and key is not None:
+                self._keep(b'%b"%b":' % (separator, key))
+                separator = b","
+            yield from self._value(rule)
+            token = yield from self._token()
+            if token == b",":
+                self._position += 1
+                token = yield from self._token()
+                if token == b"}":
+                    raise _WrongStructureError
+            elif token != b"}":
+                raise _WrongStructureError
+        self._position += 1
+        self._keep(b"}")
+        return None
+
+    def _value(self, rule: Keep | Mapping[str, Keep] | None) -> _Step:
+        token = yield from self._token()
+        kept: bytes | None
+        if token == b"{" and isinstance(rule, Mapping):
+            yield from self._object(rule, is_top=False)
+            return None
+        if token == b'"':
+            self._position += 1
+            text = yield from self._string(VALUE_LIMIT_BYTES if rule is Keep.VALUE else _SHAPE_LIMIT_BYTES)
+            self._certain = self._certain and not (text is None and rule is Keep.VALUE)
+            kept = b'"%b"' % (b"..." if text is None else text)
+        elif token in {b"[", b"{"}:
+            is_empty = yield from self._skip_container()
+            kept = (b"[]" if is_empty else b"[0]") if token == b"[" else b"{}" if is_empty else b'{"":0}'
+        else:
+            kept = yield from self._scalar()
+            self._certain = self._certain and not (kept is None and rule is Keep.VALUE)
+        if rule is not None:
+            self._keep(kept or b"0")
+        return None
+
+    def _token(self) -> Generator[bool, None, bytes]:
+        """Return the next byte that is no blank, without consuming it. Every call is a step."""
+        self._steps += 1
+        if self._steps >= STEPS_A_PAUSE:
+            self._steps = 0
+            yield True
+        while True:
+            self._position = _end(_BLANKS, self._data, self._position)
+            if self._position < len(self._data):
+                return self._data[self._position : self._position + 1]
+            yield False
+
+    def _string(self, limit_bytes: int) -> _Step:
+        """Consume a string after its opening quote. Returns its text as written, or None beyond the limit."""
+        text = b""
+        while True:
+            start, end = self._position, _end(_STRING_RUN, self._data, self._position)
+            if len(text) <= limit_bytes:
+                text += self._data[start : min(end, start + limit_bytes + 1)]
+            self._position = end
+            if end < len(self._data) and self._data[end] == _QUOTE:
+                self._position = end + 1
+                return text if len(text) <= limit_bytes else None
+            yield False
+
+    def _scalar(self) -> _Step:
+        """Consume a number or literal, or what stands in its place. Returns None if it is beyond the limit."""
+        text = b""
+        while True:
+            start, end = self._position, _end(_SCALAR_RUN, self._data, self._position)
+            if len(text) <= _SCALAR_LIMIT_BYTES:
+                text += self._data[start : min(end, start + _SCALAR_LIMIT_BYTES + 1)]
+            self._position = end
+            if end < len(self._data):
+                break
+            yield False
+        if not text:
+            raise _WrongStructureError
+        return text if len(text) <= _SCALAR_LIMIT_BYTES else None
+
+    def _skip_container(self) -> Generator[bool, None, bool]:
+        """Consume an array or object from its bracket to its end. Returns whether it is empty."""
+        self._position += 1
+        is_empty = (yield from self._token()) in {b"]", b"}"}
+        depth = 1
+        while depth:
+            self._position = _end(_FLAT_RUN, self._data, self._position)
+            if self._position == len(self._data):
+                yield False
+                continue
+            found = self._data[self._position]
+            self._position += 1
+            if found == _QUOTE:
+                yield from self._string(0)
+            else:
+                depth += 1 if found in b"[{" else -1
+            self._steps += 1
+            if self._steps >= STEPS_A_PAUSE:
+                self._steps = 0
+                yield True
+        return is_empty
+
+    def _keep(self, text: bytes) -> None:
+        self._kept.append(text)
+        self._kept_bytes += len(text)
+
+
+class _WrongStructureError(Exception):
+    """Go's decoder stops here."""
+
+
+def _end(pattern: re.Pattern[bytes], data: bytes, start: int) -> int:
+    found = pattern.match(data, start)
+    return found.end() if found else start
+
+
+def _name(key: bytes, *, is_top: bool) -> str:
+    text = key.decode("utf-8", "replace")
+    if "\\" in text:
+        try:
+            text = json.loads(f'"{text}"')
+        except ValueError:
+            return ""
+    return json_fields.fold(text) if is_top else text

@@ -1,0 +1,88 @@
+"""Variants: how the runner options of a request are spelled, and by which empty request they are loaded.
+
+Owns the spelling and the recipe. Must not fetch a model's own parameters or capabilities (the catalog does).
+Facts: server/sched.go:1381 (what makes a runner reload), server/routes.go:478, 862 (empty requests that load).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+
+from ollama_swap_proxy.core import endpoints
+from ollama_swap_proxy.core.endpoints import Endpoint
+from ollama_swap_proxy.core.requests import RUNNER_OPTIONS
+from ollama_swap_proxy.core.tickets import LoadRecipe
+
+_SPELLED = (*RUNNER_OPTIONS, "shift")
+_HUGE = 2**63
+
+
+def variant_options(model_parameters: Mapping[str, object], request_options: Mapping[str, object]) -> str:
+    """Return the canonical spelling of the effective runner options, like ``num_ctx=8192,shift=false``; empty for none.
+
+    The model's own parameters are overlaid by the request's. An absent option is a value of its own, never equal to an
+    explicit default: Ollama reloads for explicit-then-absent (transcript num_ctx_reload). Values may be JSON values or
+    text as /api/show prints it.
+    """
+    effective = {**model_parameters, **request_options}
+    return ",".join(f"{name}={_spell(effective[name])}" for name in _SPELLED if name in effective)
+
+
+def load_recipe(
+    endpoint: Endpoint,
+    name: str,
+    options: Mapping[str, object],
+    capabilities: Collection[str] | None,
+) -> LoadRecipe | None:
+    """Return the empty request that makes Ollama load what this request needs, or None: let the request load it itself.
+
+    ``options`` are those that the request gave (`requests.Intent.options`); the model's own apply by themselves.
+    ``capabilities`` None: not known. The request carries no keep_alive, which would be sticky on the runner.
+    """
+    if endpoint is endpoints.V1_TRANSCRIPTIONS or not all(_is_sendable(value) for value in options.values()):
+        return None
+    body: dict[str, object] = {"model": name}
+    runner_options = {key: value for key, value in options.items() if key != "shift"}
+    if runner_options:
+        body["options"] = runner_options
+    embeds = endpoint in {endpoints.EMBED, endpoints.EMBEDDINGS, endpoints.V1_EMBEDDINGS}
+    if embeds or (capabilities is not None and "completion" not in capabilities and "embedding" in capabilities):
+        return LoadRecipe("/api/embed", _encode({**body, "input": []}))
+    if capabilities is not None and ("completion" not in capabilities or "image" in capabilities):
+        return None
+    if "shift" in options:
+        body["shift"] = options["shift"]
+    return LoadRecipe("/api/generate", _encode({**body, "stream": False}))
+
+
+def _spell(value: object) -> str:
+    if isinstance(value, str):
+        value = _from_text(value)
+    if isinstance(value, bool) or value is None:
+        return json.dumps(value)
+    if isinstance(value, int | float):
+        # Ollama reads numbers as float64 and cuts the fraction off.
+        try:
+            return str(int(float(value)))
+        except (OverflowError, ValueError):
+            return "huge"
+    return "other"
+
+
+def _from_text(text: str) -> object:
+    lowered = text.strip().lower()
+    if lowered in {"true", "false"}:
+        return lowered == "true"
+    try:
+        return float(lowered)
+    except ValueError:
+        return text
+
+
+def _is_sendable(value: object) -> bool:
+    return value is None or (isinstance(value, bool | int | float) and abs(value) < _HUGE)
+
+
+def _encode(body: Mapping[str, object]) -> bytes:
+    return json.dumps(body).encode()

@@ -1,0 +1,160 @@
+"""Heads of requests and answers: what of them crosses the proxy, and how.
+
+Owns the one table that decides each request header's fate, and the two lines that we may add to an answer's head. Pure
+functions on bytes. Must not do I/O, must not reorder, re-case or re-encode what passes, must not add a request header.
+
+HTTP/1.0, decided once: the client's version is forwarded as it came, with or without a Host, and persistence is what
+upstream makes of it (Go closes after an HTTP/1.0 answer unless the client sent ``Connection: keep-alive``, and never
+sends chunks to 1.0). The answer's head and body pass unchanged, so its version is upstream's. A target in absolute
+form (``GET http://host/path``) passes as it came too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+NOT_BUFFERED = b"X-Accel-Buffering: no\r\n"
+"""Tells a front proxy (nginx, and others that follow it) not to hold a stream back."""
+
+CLOSING = b"Connection: close\r\n"
+"""Tells the client that we close after this answer (Go's server sends the same while it shuts down)."""
+
+
+class Fate(Enum):
+    """What becomes of one request header on its way to upstream."""
+
+    UPSTREAM_AUTHORITY = "its value becomes upstream's authority"
+    PERSISTENCE_ONLY = "only its tokens close and keep-alive pass; dropped when none is left"
+    DROP = "dropped"
+    DROP_IF_BODY_READ = "dropped when we have read the body already, else passed"
+    DROP_IF_SAME_ORIGIN = "dropped when it is http:// or https:// plus the client's Host, else passed"
+    KEEP = "passed, even when Connection names it"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One row of the table. ``name`` is lower case."""
+
+    name: bytes
+    fate: Fate
+    reason: str
+
+
+REQUEST_RULES: tuple[Rule, ...] = (
+    Rule(
+        b"host",
+        Fate.UPSTREAM_AUTHORITY,
+        "Ollama on a loopback address answers an empty 403 to names it does not know (server/routes.go:1803)",
+    ),
+    Rule(
+        b"connection",
+        Fate.PERSISTENCE_ONLY,
+        "upstream then keeps or closes as the client asked, and we mirror it; other tokens speak to us alone",
+    ),
+    Rule(b"keep-alive", Fate.DROP, "hop by hop: it speaks of the client's connection to us"),
+    Rule(b"proxy-connection", Fate.DROP, "hop by hop, and no standard"),
+    Rule(b"proxy-authorization", Fate.DROP, "credentials meant for a proxy are none of upstream's business"),
+    Rule(b"te", Fate.DROP, "hop by hop: we cannot promise to pass trailers of upstream's choosing to its sender"),
+    Rule(b"trailer", Fate.DROP, "request trailers are dropped (the parser does not keep them), so none are announced"),
+    Rule(b"upgrade", Fate.DROP, "an offer (websocket, h2c) that we decline: the request goes on as a plain one"),
+    Rule(b"http2-settings", Fate.DROP, "belongs to the h2c offer"),
+    Rule(b"expect", Fate.DROP_IF_BODY_READ, "a body read by us needs no permission; else upstream itself gives it"),
+    Rule(
+        b"origin",
+        Fate.DROP_IF_SAME_ORIGIN,
+        "Ollama skips its origin check when Origin equals Host; Host is rewritten, so it would now answer 403",
+    ),
+    Rule(b"transfer-encoding", Fate.KEEP, "the body is framed again, in chunks, as the head says"),
+    Rule(b"content-length", Fate.KEEP, "the body's bytes are the same; a Connection header may not unframe it"),
+)
+
+_FATES = {rule.name: rule.fate for rule in REQUEST_RULES}
+_PERSISTENCE = (b"close", b"keep-alive")
+
+
+def start_line(method: str, target: str, version: tuple[int, int]) -> bytes:
+    """Return the request line, its target exactly as it came (the parser decodes it with surrogateescape)."""
+    raw_target = target.encode("utf-8", "surrogateescape")
+    return b"%b %b HTTP/%d.%d\r\n" % (method.encode("ascii"), raw_target, *version)
+
+
+def request_head(
+    first_line: bytes,
+    raw_headers: RawHeaders,
+    *,
+    authority: bytes,
+    body_was_read: bool,
+    also_drop: Collection[bytes] = (),
+) -> bytes:
+    """Return the head for upstream, blank line included.
+
+    ``authority`` is upstream's host and port. ``also_drop`` holds lower-case names that a Connection header named:
+    found in a first pass, it is given to the second.
+    """
+    parts = [first_line]
+    named: set[bytes] = set()
+    for name, value in raw_headers:
+        lower = name.lower()
+        fate = _FATES.get(lower)
+        kept = value
+        if fate is None:
+            if lower in also_drop:
+                continue
+        elif fate is Fate.UPSTREAM_AUTHORITY:
+            kept = authority
+        elif fate is Fate.PERSISTENCE_ONLY:
+            kept, others = split_connection(value)
+            named.update(others)
+            if not kept:
+                continue
+        elif (
+            fate is Fate.DROP
+            or (fate is Fate.DROP_IF_BODY_READ and body_was_read)
+            or (fate is Fate.DROP_IF_SAME_ORIGIN and _is_same_origin(value, raw_headers))
+        ):
+            continue
+        parts += (name, b": ", kept, b"\r\n")
+    if named and not also_drop:
+        return request_head(
+            first_line, raw_headers, authority=authority, body_was_read=body_was_read, also_drop=frozenset(named)
+        )
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def split_connection(value: bytes) -> tuple[bytes, list[bytes]]:
+    """Split a Connection value into what passes (empty: nothing) and the lower-case header names it lists."""
+    if value.lower() in _PERSISTENCE:
+        return value, []
+    tokens = [token.strip() for token in value.split(b",")]
+    kept = [token for token in tokens if token.lower() in _PERSISTENCE]
+    others = [token.lower() for token in tokens if token and token.lower() not in _PERSISTENCE]
+    return b", ".join(kept), others
+
+
+def _is_same_origin(origin: bytes, raw_headers: RawHeaders) -> bool:
+    host = next((value for name, value in raw_headers if name.lower() == b"host"), b"")
+    return origin in (b"http://" + host, b"https://" + host)
+
+
+def end_of_head(data: bytes, start: int = 0) -> int:
+    """Return the offset just behind the blank line that ends a head, or -1.
+
+    The response parser takes bare line feeds too, so both spellings are looked for; the earlier one ends the head.
+    """
+    strict = data.find(b"\n\r\n", start)
+    bare = data.find(b"\n\n", start, strict + 2 if strict >= 0 else len(data))
+    if bare >= 0:
+        return bare + 2
+    return strict + 3 if strict >= 0 else -1
+
+
+def with_lines(data: bytes, lines: bytes) -> bytes:
+    """Return ``data``, which begins with a complete head, with ``lines`` put before the head's blank line."""
+    end = end_of_head(data)
+    blank = 2 if data.endswith(b"\r\n", 0, end) else 1
+    return b"".join((data[: end - blank], lines, data[end - blank :]))

@@ -1,0 +1,339 @@
+"""The relay: one request's bytes to upstream, one answer's bytes to the client, unchanged but for the published list.
+
+Owns the way across: request bodies with backpressure, early answers, slow readers, half-closed clients, and what
+happens when either side goes away. Must not judge a request, must not know the gate, and never repeats a request that
+could have an effect. What heads look like is decided in heads.py, where an answer ends in connection.py.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from aiohttp import web
+from aiohttp.http_parser import RawResponseMessage
+from aiohttp.http_writer import HttpVersion11
+from aiohttp.streams import StreamReader
+from yarl import URL
+
+from ollama_swap_proxy.client_answers import Relayed
+from ollama_swap_proxy.client_connection import client_of
+from ollama_swap_proxy.errors import ProxyError
+from ollama_swap_proxy.upstream.connection import UpstreamConnection, UpstreamFailed
+from ollama_swap_proxy.upstream.heads import CLOSING, NOT_BUFFERED, request_head, start_line, with_lines
+from ollama_swap_proxy.upstream.pool import CONNECT_TIMEOUT_S, UpstreamPool
+
+READ_BYTES: Final = 2**18
+"""How much of a body kept by us is read and sent at a time."""
+
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+
+_REPEATABLE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+"""Methods without an effect: only they are sent again, and only when a reused connection died without one answer
+byte."""
+
+
+class KeptBody(Protocol):
+    """A request body that was read before the request is forwarded."""
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+
+    def chunks(self, size: int, /) -> AsyncIterator[bytes]:
+        """Give the bytes, at most ``size`` at a time."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What the log line and the gate want to know of one relayed request. Times are the loop's seconds.
+
+    ``request_bytes`` and ``response_bytes`` are body bytes without framing; ``response_bytes`` is final only at the
+    end. ``first_byte_at`` is when the final answer's head came (Ollama sends none before its first token).
+    """
+
+    request_bytes: int = 0
+    response_bytes: int = 0
+    status: int = 0
+    first_byte_at: float | None = None
+    last_byte_at: float | None = None
+    upstream_reused: bool = False
+    streamed: bool = False
+    cut: bool = False
+
+
+class Relay:
+    """Forwards requests to one upstream. Build it inside the running loop; ``close`` it at the end."""
+
+    def __init__(self, upstream: URL, *, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+        self._url = upstream
+        self._authority = upstream.raw_authority.encode("ascii")
+        self._loop = asyncio.get_running_loop()
+        self._pool = UpstreamPool(upstream, connect_timeout_s=connect_timeout_s)
+
+    async def forward(
+        self,
+        request: web.BaseRequest,
+        body: KeptBody | bytes | None,
+        *,
+        record: Exchange,
+        unbuffered: bool = False,
+        on_response_head: Callable[[int], None] | None = None,
+    ) -> Relayed:
+        """Send the request to upstream and its answer to the client; return when the answer is complete.
+
+        ``body`` is None to stream the client's own, else what was read of it. ``unbuffered`` asks front proxies not to
+        hold back a streamed answer. ``on_response_head`` is called with the status when the final head comes. An answer
+        that upstream cuts is cut for the client too (``record.cut``). Cancel it to abort the upstream connection.
+
+        Raises ProxyError (``upstream_down``, 502) while nothing has been answered, RequestPayloadError when the
+        client's body is malformed.
+        """
+        message = request._message  # noqa: SLF001 - raw headers and target have no public name
+        head = request_head(
+            start_line(message.method, message.path, message.version),
+            message.raw_headers,
+            authority=self._authority,
+            body_was_read=body is not None,
+        )
+        source = request.content if body is None else body
+        reused = self._pool.take()
+        while True:
+            record.upstream_reused = reused is not None
+            crossing = _Crossing(self._loop, request, record, on_response_head, unbuffered=unbuffered)
+            try:
+                connection = reused or await self._pool.connect()
+                await crossing.run(connection, head, source)
+                break
+            except UpstreamFailed as failed:
+                if crossing.begun:
+                    record.cut = True
+                    break
+                if reused is None or not crossing.repeatable:
+                    text = f"upstream {self._url} gave no answer: {failed}"
+                    raise ProxyError("upstream_down", 502, text, retry_after_s=5) from failed
+                reused = None
+        if crossing.reusable:
+            self._pool.give_back(connection)
+        else:
+            connection.abort()
+        return crossing.answer()
+
+    async def close(self) -> None:
+        """Close all upstream connections."""
+        self._pool.close()
+
+
+class _Crossing:
+    """One request on its way over one upstream connection, and the answer's way back."""
+
+    __slots__ = (
+        "_all_sent",
+        "_client",
+        "_client_finished",
+        "_connection",
+        "_content",
+        "_done",
+        "_failure",
+        "_loop",
+        "_message",
+        "_on_head",
+        "_persistent",
+        "_record",
+        "_unbuffered",
+        "begun",
+        "repeatable",
+    )
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        request: web.BaseRequest,
+        record: Exchange,
+        on_head: Callable[[int], None] | None,
+        *,
+        unbuffered: bool,
+    ) -> None:
+        self._loop = loop
+        self._client = client_of(request)
+        self._message = request._message  # noqa: SLF001 - as above
+        self._content = request.content
+        self._record = record
+        self._unbuffered = unbuffered
+        self._on_head = on_head
+        self._done: asyncio.Future[None] = loop.create_future()
+        self._failure: BaseException | None = None
+        self._connection: UpstreamConnection | None = None
+        self._persistent = False
+        self._all_sent = False
+        self._client_finished = False
+        self.begun = False
+        self.repeatable = False
+
+    async def run(self, connection: UpstreamConnection, head: bytes, body: StreamReader | KeptBody | bytes) -> None:
+        """Send all, and return when the answer is complete. Raises UpstreamFailed, RequestPayloadError."""
+        self._connection = connection
+        connection.expect_answer(self, has_body=self._message.method != "HEAD")
+        sending: asyncio.Task[None] | None = None
+        ready = self._ready(body)
+        if ready is not None:
+            connection.write(head + ready)
+            self._all_sent = True
+        else:
+            connection.write(head)
+            sending = self._loop.create_task(self._send(body), name="request body")
+            sending.add_done_callback(self._sending_ended)
+        self._client.begin_flow(self)
+        try:
+            await self._done
+        except BaseException:
+            connection.abort()
+            raise
+        finally:
+            self._client.end_flow()
+            if sending is not None and not sending.done():
+                sending.cancel()
+                await asyncio.wait({sending})
+        if self._failure is not None:
+            connection.abort()
+            raise self._failure
+
+    @property
+    def reusable(self) -> bool:
+        """Say whether the upstream connection can take another request."""
+        return self._persistent and self._all_sent and not self._client_finished
+
+    def answer(self) -> Relayed:
+        """Return the answer that has been written."""
+        self._client.answer_begun = False
+        unread = not self._content.is_eof()
+        persistent = self._persistent and not self._message.should_close
+        if unread and "Expect" in self._message.headers:
+            persistent = False  # a final answer instead of 100 Continue: whether the body still comes is unknowable
+        return Relayed(
+            self._client,
+            status=self._record.status,
+            body_length=self._record.response_bytes,
+            persistent=persistent,
+            unread=unread,
+        )
+
+    # --- the request's body ---
+
+    def _ready(self, body: StreamReader | KeptBody | bytes) -> bytes | None:
+        """Return the framed body if it is all here, else None."""
+        if isinstance(body, StreamReader):
+            if not body.is_eof():
+                return None
+            body = body.read_nowait()
+            self.repeatable = not body and self._message.method in _REPEATABLE
+        if not isinstance(body, bytes):
+            return None
+        self._record.request_bytes = len(body)
+        if not self._message.chunked:
+            return body
+        return _chunk(body) + _LAST_CHUNK if body else _LAST_CHUNK
+
+    async def _send(self, body: StreamReader | KeptBody | bytes) -> None:
+        """Send a body as it comes, no faster than upstream takes it."""
+        connection, chunked = self._connection, self._message.chunked
+        assert connection is not None  # noqa: S101 - for the type checker: run has set it
+        async for data in _pieces(body):
+            self._record.request_bytes += len(data)
+            connection.write(_chunk(data) if chunked else data)
+            if connection.write_paused:
+                await connection.writable()
+        if chunked:
+            connection.write(_LAST_CHUNK)
+        self._all_sent = True
+        if self._client_finished:
+            connection.finish_writing()
+
+    def _sending_ended(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    # --- what the client's connection says ---
+
+    def hold(self) -> None:
+        """Stop reading the answer: its client is slow."""
+        if self._connection is not None:
+            self._connection.hold_reading()
+
+    def go_on(self) -> None:
+        """Go on reading the answer."""
+        if self._connection is not None:
+            self._connection.go_on_reading()
+
+    def client_finished(self) -> None:
+        """Send FIN to upstream, too, so that it sees what it would see without us."""
+        self._client_finished = True
+        if self._all_sent and self._connection is not None:
+            self._connection.finish_writing()
+
+    # --- what the upstream connection says ---
+
+    def interim_came(self, raw: bytes) -> None:
+        """Pass 100 and 103 on."""
+        self.repeatable = False
+        transport = self._client.transport
+        if transport is not None and self._message.version is HttpVersion11:
+            transport.write(raw)
+
+    def head_came(self, message: RawResponseMessage, raw: bytes) -> None:
+        """Pass the head on, with the lines of ours where they are due."""
+        record = self._record
+        record.first_byte_at = record.last_byte_at = self._loop.time()
+        record.status = message.code
+        record.streamed = bool(message.chunked or (message.should_close and "Content-Length" not in message.headers))
+        self.begun = self._client.answer_begun = True
+        lines = b""
+        if record.streamed and self._unbuffered and "X-Accel-Buffering" not in message.headers:
+            lines = NOT_BUFFERED
+        if self._client.is_closing_down() and not message.should_close and message.version is HttpVersion11:
+            lines += CLOSING
+        transport = self._client.transport
+        if transport is not None:
+            transport.write(with_lines(raw, lines) if lines else raw)
+        if self._on_head is not None:
+            self._on_head(message.code)
+
+    def body_came(self, raw: bytes) -> None:
+        """Pass a piece of the answer on."""
+        self._record.last_byte_at = self._loop.time()
+        transport = self._client.transport
+        if transport is not None:
+            transport.write(raw)
+
+    def ended(self, body_bytes: int, *, persistent: bool) -> None:
+        """Finish."""
+        self._record.response_bytes = body_bytes
+        self._persistent = persistent
+        if not self._done.done():
+            self._done.set_result(None)
+
+    def broke(self, reason: str) -> None:
+        """Finish without a whole answer."""
+        self._fail(UpstreamFailed(reason))
+
+    def _fail(self, error: BaseException) -> None:
+        if not self._done.done():
+            self._failure = error
+            self._done.set_result(None)
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+async def _pieces(body: StreamReader | KeptBody | bytes) -> AsyncIterator[bytes]:
+    if isinstance(body, StreamReader):
+        while data := await body.readany():
+            yield data
+    elif isinstance(body, bytes):
+        yield body
+    else:
+        async for data in body.chunks(READ_BYTES):
+            yield data

@@ -1,18 +1,18 @@
 """How swaps fail, and what follows: who is told, what is left alone for a while.
 
-Owns the failures and their texts. A failed swap is not tried again at once: a broken model must not keep throwing good ones out.
+Owns the failures and their texts. A failed swap is not tried again at once: a broken model must not keep throwing good
+ones out.
 """
 
 from __future__ import annotations
 
 import math
 
-from ollama_swap_proxy.core import commands
+from ollama_swap_proxy.core import commands, steps
 from ollama_swap_proxy.core.events import LoadFailure
 from ollama_swap_proxy.core.policy import RETRY_AFTER_S
 from ollama_swap_proxy.core.state import NEVER, Pause, Phase, State, Swap, doubled
 from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
-from ollama_swap_proxy.core.turns import Turn
 
 LOAD_BREAKS_ALLOWED = 3
 """So often may the connection of a load break (upstream restarting) before that counts as a failed load."""
@@ -33,10 +33,9 @@ def unload_not_confirmed(state: State, swap: Swap, now: float) -> None:
     resident = state.residency.residents.get(key)
     name = resident.name if resident else key
     why = f" ({swap.eviction_text})" if swap.eviction_text else ""
-    text = f"{swap.name} was waited for behind {name}: its unload was not confirmed within {_seconds(now - swap.first_asked_at)}{why}"
+    after = _seconds(now - swap.first_asked_at)
+    text = f"{swap.name} was waited for behind {name}: its unload was not confirmed within {after}{why}"
     rejection = commands.Rejection("unload_not_confirmed", 504, text, retry_after_s=10)
-    if resident is not None:
-        state.residency.leaving.add(key)
     _give_up(state, swap, {key}, rejection, now)
 
 
@@ -46,7 +45,7 @@ def _give_up(state: State, swap: Swap, keys: set[str], rejection: commands.Rejec
         pause_s, failures = doubled(state.resisting.get(key), state.policy.cool_down_s, state.policy.cool_down_max_s)
         state.resisting[key] = Pause(now + pause_s, failures, rejection)
     state.say("swap_given_up", warning=True, code=rejection.code, reason=rejection.message, told=told)
-    _drop_swap(state, now)
+    _drop_swap(state, swap, now)
 
 
 def load_timed_out(state: State, swap: Swap, now: float) -> None:
@@ -70,8 +69,8 @@ def load_failed(state: State, swap: Swap, failure: LoadFailure, now: float) -> N
     code = "load_timeout" if failure.status == 504 else "load_failed"
     rejection = commands.Rejection(code, failure.status, failure.text)
     start_cool_down(state, swap.target, swap.name, rejection, now)
-    state.spills_to_undo.pop(swap.target, None)
-    _drop_swap(state, now)
+    state.spills_to_undo.discard(swap.target)
+    _drop_swap(state, swap, now)
 
 
 def start_cool_down(state: State, variant: Variant, name: str, rejection: commands.Rejection, now: float) -> None:
@@ -93,22 +92,27 @@ def cooling(state: State, variant: Variant, now: float) -> commands.Rejection | 
 
 
 def expire_tickets(state: State, now: float) -> None:
-    """Reject the tickets that waited too long, or for too long saw nothing move at all."""
-    loading = state.swap is not None and state.swap.phase is Phase.LOADING
-    policy = state.policy
+    """Reject the tickets that waited too long, or for too long saw nothing move at all.
+
+    A load has its own bound, and so has a drain for those whom it is for (`drain_stuck`).
+    """
+    swap, policy = state.swap, state.policy
     for head in list(state.line.heads()):
         ticket: Ticket | None = head
+        bounded = swap is not None and (
+            swap.phase is Phase.LOADING or (swap.phase is Phase.DRAINING and swap.target == head.variant)
+        )
         while ticket is not None:
             given_up_at = ticket.arrived_at + policy.give_up_after_s
             stuck_at = max(ticket.arrived_at, state.moved_at) + policy.stuck_after_s
             if now >= given_up_at:
                 text = f"{ticket.name} was waited for {_seconds(policy.give_up_after_s)}: {_what_for(state)}"
                 state.reject(ticket, commands.Rejection("waited_too_long", 503, text, retry_after_s=30))
-            elif now >= stuck_at and not loading:
+            elif now >= stuck_at and not bounded:
                 text = f"{ticket.name}: nothing moved for {_seconds(policy.stuck_after_s)}: {_what_for(state)}"
                 state.reject(ticket, commands.Rejection("nothing_moved", 503, text, retry_after_s=30))
             else:
-                state.wake(given_up_at if loading else min(given_up_at, stuck_at))
+                state.wake(given_up_at if bounded else min(given_up_at, stuck_at))
                 break
             ticket = state.line.head(head.variant)
 
@@ -120,14 +124,11 @@ def upstream_down(state: State, reason: str, now: float) -> None:
         state.reject(ticket, commands.Rejection("upstream_down", 502, text, retry_after_s=5))
     if state.swap is not None and state.swap.phase is not Phase.LOADING:
         state.say("swap_given_up", warning=True, code="upstream_down", reason=reason)
-        _drop_swap(state, now)
+        _drop_swap(state, state.swap, now)
 
 
-def _drop_swap(state: State, now: float) -> None:
-    state.swap = None
-    state.turn = Turn(now)
-    state.last_swap_ended_at = now
-    state.moved_at = now
+def _drop_swap(state: State, swap: Swap, now: float) -> None:
+    steps.forget(state, swap, now)
     state.residency.outdated_at = now
 
 

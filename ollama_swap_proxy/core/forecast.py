@@ -1,6 +1,6 @@
-"""What swaps cost on this card, learned: load and unload times, the settle wait, and who fits.
+"""What swaps cost on this card, learned: how long they take, and how late memory comes back after an unload.
 
-Owns the estimates. Must not act on them: `turns` and `swapping` do.
+Owns the estimates. Must not act on them: `turns` and `loading` do.
 """
 
 from __future__ import annotations
@@ -29,17 +29,21 @@ class Spill(Enum):
 class Forecast:
     """Learned times in seconds, and the settle wait.
 
-    Settle: Ollama empties /api/ps before the driver has given the memory back (transcript spill_after_api_unload). The wait starts
-    at 0, grows when a load spills that once fitted, and ends at ``settle_max_s``. A spill after the longest wait proves that lag
-    is not the cause: then the wait from before it grew is taken up again.
+    Settle: Ollama empties /api/ps before the driver has given the memory back (transcript spill_after_api_unload).
+    The wait starts at 0, grows when a load spills that once fitted, and ends at ``settle_max_s``. A spill after the
+    longest wait proves that lag is not the cause: then the wait from before that model's spills is taken up again.
+
+    ``fitted`` lay wholly in GPU memory once. ``suspects`` spilled at first sight though they should fit: their next load
+    comes after the longest wait, and decides. ``accepted`` spill whatever we do.
     """
 
     settle_max_s: float
     settle_s: float = 0.0
-    settle_before_growth_s: float = 0.0
     swap_s: dict[Variant, float] = field(default_factory=dict)
     fitted: set[Variant] = field(default_factory=set)
-    judged: set[Variant] = field(default_factory=set)
+    suspects: set[Variant] = field(default_factory=set)
+    accepted: set[Variant] = field(default_factory=set)
+    settle_before_spills_s: dict[Variant, float] = field(default_factory=dict)
 
     def swap_cost_s(self, target: Variant) -> float:
         """Return the expected duration of a whole swap to the target, in seconds."""
@@ -53,33 +57,51 @@ class Forecast:
         before = self.swap_s.get(target)
         self.swap_s[target] = took_s if before is None else before + _WEIGHT_OF_NEWEST * (took_s - before)
 
+    def settle_before_s(self, target: Variant) -> float:
+        """Return the wait between the last unload and the load of this target, in seconds."""
+        return self.settle_max_s if target in self.suspects else self.settle_s
+
     def note_load(self, loaded: Resident, target: Variant, waited_s: float, largest_vram_bytes: int) -> Spill:
-        """Learn from a confirmed load whether memory had come back; ``waited_s`` is the settle wait that preceded it."""
+        """Learn from a confirmed load whether memory had come back; ``waited_s`` is the settle wait before it."""
         if loaded.spilled_bytes == 0:
             if loaded.size_vram_bytes > 0:
-                if target in self.judged and target not in self.fitted:
-                    self._grow()
-                self.fitted.add(target)
+                self._note_fit(target)
             return Spill.NONE
+        longest_waited = waited_s >= self.settle_max_s
         if target in self.fitted:
-            if waited_s >= self.settle_max_s:
-                self.settle_s = self.settle_before_growth_s
-                self.fitted.discard(target)
-                self.judged.add(target)
-                return Spill.ACCEPTED
-            self._grow()
-            return Spill.RELOAD
-        if target not in self.judged and loaded.size_bytes <= largest_vram_bytes and waited_s < self.settle_max_s:
-            self.judged.add(target)
-            return Spill.RELOAD
-        self.judged.add(target)
-        return Spill.ACCEPTED
+            before_s = self.settle_before_spills_s.setdefault(target, self.settle_s)
+            if not longest_waited:
+                self._grow()
+                return Spill.RELOAD
+            self.settle_s = before_s
+            self._accept(target)
+            return Spill.ACCEPTED
+        if target in self.accepted or longest_waited or loaded.size_bytes > largest_vram_bytes:
+            self._accept(target)
+            return Spill.ACCEPTED
+        self.suspects.add(target)
+        return Spill.RELOAD
 
-    def settle_for_reload_s(self, target: Variant) -> float:
-        """Return the wait before a load that undoes a spill: the longest for a model that was never seen to fit."""
-        return self.settle_s if target in self.fitted else self.settle_max_s
+    def forget_settle(self) -> None:
+        """Begin anew: another version of Ollama, or another device, gives memory back in its own time."""
+        self.settle_s = 0.0
+        self.suspects.clear()
+        self.accepted.clear()
+        self.settle_before_spills_s.clear()
+
+    def _note_fit(self, target: Variant) -> None:
+        if target in self.suspects:
+            self._grow()  # only the wait was different: it was lag
+        self.fitted.add(target)
+        self.suspects.discard(target)
+        self.accepted.discard(target)
+        self.settle_before_spills_s.pop(target, None)
+
+    def _accept(self, target: Variant) -> None:
+        self.accepted.add(target)
+        self.fitted.discard(target)
+        self.suspects.discard(target)
+        self.settle_before_spills_s.pop(target, None)
 
     def _grow(self) -> None:
-        if self.settle_s == 0.0:
-            self.settle_before_growth_s = 0.0
         self.settle_s = min(self.settle_max_s, max(2 * self.settle_s, SETTLE_FIRST_S))

@@ -23,8 +23,8 @@ def give(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> No
 
 
 def is_servable(state: State, variant: Variant) -> bool:
-    """Say whether this variant's tickets need no swap: it is resident, or may be what is resident, or is being loaded."""
-    if state.residency.holds(variant) or state.residency.holds_unknown_variant(variant.key):
+    """Say whether this variant's tickets need no swap: it is resident, or may be, or is being loaded."""
+    if state.residency.holds(variant) or state.residency.may_be_tried(variant.key):
         return True
     loader = state.loader_on(variant.key)
     return loader is not None and loader.ticket.variant == variant
@@ -44,19 +44,21 @@ def _may_go(state: State, ticket: Ticket, now: float) -> bool:
     variant = ticket.variant
     if variant.key not in state.residency.residents or state.loader_on(variant.key) is not None:
         return False
-    on_it = sum(1 for lease in state.leases.values() if lease.ticket.variant.key == variant.key)
-    if on_it >= (1 if state.residency.holds_unknown_variant(variant.key) else state.policy.parallel):
+    if state.residency.holds_unknown_variant(variant.key):
+        if state.leases:
+            return False  # it may reload the model: alone
+    elif sum(1 for lease in state.leases.values() if lease.ticket.variant.key == variant.key) >= state.policy.parallel:
         return False
     if variant.key in state.residency.leaving:
         return state.has_report_since(max(ticket.arrived_at, _last_grant_at(state, variant.key)), now)
-    return _view_serves(state, ticket, now)
+    return _view_serves(state, now)
 
 
-def _view_serves(state: State, ticket: Ticket, now: float) -> bool:
-    if state.has_fresh_view(now):
+def _view_serves(state: State, now: float) -> bool:
+    if state.has_fresh_view(now) or state.view_wanted_since is None:
         return True
     # The worst case of going by the last view is that Ollama loads the model by itself, as without us.
-    patience_ends_at = ticket.arrived_at + STALE_VIEW_PATIENCE_S
+    patience_ends_at = state.view_wanted_since + STALE_VIEW_PATIENCE_S
     if now >= patience_ends_at:
         return True
     state.wake(patience_ends_at)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from ollama_swap_proxy.core.policy import POLL_S
 from ollama_swap_proxy.core.tickets import Report, Resident, Variant
 
 
@@ -30,12 +31,14 @@ class Residency:
     """The view: the last good report, how old it is, and what we know beyond it.
 
     ``options`` holds, by key, the runner options of residents whose variant we know (we loaded them, or saw the
-    request that did); a resident without an entry is of unknown variant. ``leaving`` are those that were asked to unload and given up on:
-    Ollama keeps the request and unloads them when they fall idle.
+    request that did), and ``options_since`` when we learned it; a resident without an entry is of unknown variant.
+    ``leaving`` are those that were asked to unload and given up on: Ollama keeps the request and unloads them when they
+    fall idle.
     """
 
     residents: dict[str, Resident] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
+    options_since: dict[str, float] = field(default_factory=dict)
     leaving: set[str] = field(default_factory=set)
     known: bool = False
     asked_at: float = float("-inf")
@@ -45,28 +48,36 @@ class Residency:
     vram_freed_at: float = float("-inf")
     largest_vram_bytes: int = 0
 
-    def take_in(self, report: Report, may_be_loading: frozenset[str]) -> Change | None:
-        """Replace the view by a newer report; None if the report is older than what we have.
-
-        Keys in ``may_be_loading`` keep their known options when they are absent: a reload makes a model vanish and come back.
-        """
+    def take_in(self, report: Report, now: float) -> Change | None:
+        """Replace the view by a newer report, which came at ``now``; None if the report is older than what we have."""
         if report.asked_at < self.asked_at:
             return None
         listed = {resident.key: resident for resident in report.residents}
         gone = tuple(r for key, r in self.residents.items() if key not in listed)
         found = tuple(r for key, r in listed.items() if key not in self.residents)
         for resident in gone:
-            if resident.key not in may_be_loading:
-                self.options.pop(resident.key, None)
             self.leaving.discard(resident.key)
             if resident.size_vram_bytes > 0:
-                self.vram_freed_at = report.at
+                self.vram_freed_at = now
+        for key in [key for key, since in self.options_since.items() if key not in listed and since <= report.asked_at]:
+            del self.options[key], self.options_since[key]
         self.residents = listed
-        self.known, self.asked_at, self.at = True, report.asked_at, report.at
-        lifetimes = [r.expires_in_s for r in report.residents if r.expires_in_s is not None and r.expires_in_s > 0]
-        self.first_expiry_at = report.at + min(lifetimes, default=float("inf"))
-        self.largest_vram_bytes = max(self.largest_vram_bytes, sum(r.size_vram_bytes for r in report.residents))
+        self.known, self.asked_at, self.at = True, report.asked_at, now
+        lifetimes = [r.expires_in_s for r in listed.values() if r.expires_in_s is not None and r.expires_in_s > 0]
+        self.first_expiry_at = now + max(POLL_S, min(lifetimes, default=float("inf")))
+        self.largest_vram_bytes = max(self.largest_vram_bytes, sum(r.size_vram_bytes for r in listed.values()))
         return Change(found, gone)
+
+    def learn_options(self, variant: Variant, since: float) -> None:
+        """Note with which options a model is resident; reports asked for before ``since`` do not know of it yet."""
+        self.options[variant.key] = variant.options
+        self.options_since[variant.key] = since
+
+    def forget_options(self) -> None:
+        """Doubt all we know beyond the report: upstream was away, and what it lists may have been loaded by anybody."""
+        self.options.clear()
+        self.options_since.clear()
+        self.leaving.clear()
 
     def is_fresh(self, now: float, max_age_s: float) -> bool:
         """Say whether a warm request may go by this view without asking for a newer one."""
@@ -89,13 +100,23 @@ class Residency:
         """Say whether the model is resident with runner options that we do not know."""
         return key in self.residents and key not in self.options
 
+    def may_be_tried(self, key: str) -> bool:
+        """Say whether the model is resident, alone, with unknown options: then a first request may show them.
+
+        Beside another resident it may not: if the options differ, upstream reloads it, and must perhaps evict to do so.
+        """
+        return self.holds_unknown_variant(key) and len(self.residents) == 1
+
     def victims_for(self, target: Variant) -> list[Resident]:
-        """Return the residents that must go before the target may be loaded, in a stable order."""
-        return [
-            resident
-            for key, resident in sorted(self.residents.items())
-            if not self.holds(target)
-            and key == target.key
-            or key != target.key
-            and not may_be_together((target, Variant(key, self.options.get(key, "?"))))
-        ]
+        """Return the residents that must go before the target may be loaded or tried, in a stable order.
+
+        The target's own key is one of them only where it is known to have other options.
+        """
+        residents = sorted(self.residents.items()) if len(self.residents) > 1 else self.residents.items()
+        return [resident for key, resident in residents if self._must_go(key, target)]
+
+    def _must_go(self, key: str, target: Variant) -> bool:
+        options = self.options.get(key)
+        if key == target.key:
+            return options is not None and options != target.options
+        return not may_be_together((target, Variant(key, "?" if options is None else options)))

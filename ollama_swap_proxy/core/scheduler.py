@@ -1,16 +1,17 @@
 """The scheduler: ``handle(event, now) -> commands`` is the only way state changes.
 
-Theory of operation. Each event is first taken in (a fact changes what we remember), then `_advance` asks the same question
-again: does the swap under way move on; if none is, is the turn over; who may be granted; should a swap begin? One decision
-function after every event means that no order of events needs a rule of its own. The steps of a swap are in `swapping`, who
-may be granted without one in `granting`, what failed in `failing`; `turns`, `residency` and `forecast` answer pure questions.
+Theory of operation. Each event is first taken in (a fact changes what we remember), then `_advance` asks the same
+question again: does the swap under way move on; if none is, is the turn over; who may be granted; should a swap begin?
+One decision function after every event means that no order of events needs a rule of its own. The steps of a swap are in
+`swapping` (with `evicting` and `loading`), who may be granted without one in `granting`, what failed in `failing`;
+`turns`, `residency` and `forecast` answer pure questions.
 
 Owns the intake of events and the order of decisions. Must not do anything: the gate carries the commands out.
 """
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import commands, events, failing, granting, swapping
+from ollama_swap_proxy.core import commands, events, evicting, failing, granting, loading, swapping
 from ollama_swap_proxy.core.forecast import Forecast
 from ollama_swap_proxy.core.policy import CAREFUL_POLL_S, RETRY_AFTER_S, UPSTREAM_GRACE_S, Policy
 from ollama_swap_proxy.core.snapshot import Snapshot, take
@@ -57,7 +58,7 @@ class Scheduler:
         """Return what there is to see, as one immutable object."""
         return take(self._state, now)
 
-    def _take_in(self, event: events.Event, now: float) -> None:
+    def _take_in(self, event: events.Event, now: float) -> None:  # noqa: C901, PLR0912  # one case an event
         state = self._state
         match event:
             case events.Arrived(ticket):
@@ -65,7 +66,7 @@ class Scheduler:
             case events.Abandoned(ticket_id):
                 state.line.remove(ticket_id)
             case events.Progressed(ticket_id, at):
-                self._progressed(ticket_id, at)
+                self._progressed(ticket_id, at, now)
             case events.Released(ticket_id, failed):
                 self._released(ticket_id, now, failed=failed)
             case events.ResidencyObserved(report):
@@ -73,13 +74,13 @@ class Scheduler:
             case events.ResidencyUnknown(asked_at, reason, unreachable):
                 self._unknown(asked_at, reason, now, unreachable=unreachable)
             case events.EvictionAnswered(key, accepted, reason):
-                swapping.eviction_answered(state, key, accepted=accepted, reason=reason, now=now)
+                evicting.answered(state, key, accepted=accepted, reason=reason, now=now)
             case events.LoadEnded(variant, failure):
                 swap = state.swap
                 if swap is None or swap.phase is not Phase.LOADING or swap.target != variant:
                     state.residency.outdated_at = now
                 elif failure is None:
-                    swapping.load_answered(state, swap, now)
+                    loading.answered(state, swap, now)
                 else:
                     failing.load_failed(state, swap, failure, now)
             case events.ViewOutdated():
@@ -87,8 +88,10 @@ class Scheduler:
             case events.ModelChanged(key):
                 state.cool_downs = {v: pause for v, pause in state.cool_downs.items() if v.key != key}
                 state.residency.outdated_at = now
-            case events.UpstreamIdentified(_, ps_is_safe):
-                state.ps_is_safe = ps_is_safe
+            case events.UpstreamIdentified(version, ps_is_safe):
+                if state.version not in {None, version}:
+                    state.forecast.forget_settle()
+                state.version, state.ps_is_safe = version, ps_is_safe
             case events.Stopping():
                 self._stop()
             case events.TimePassed():
@@ -96,6 +99,8 @@ class Scheduler:
 
     def _arrived(self, ticket: Ticket, now: float) -> None:
         state = self._state
+        if ticket.id in state.line or ticket.id in state.leases:
+            return
         rejection = None
         if state.stopping:
             rejection = commands.Rejection("stopping", 503, "the proxy is being stopped", retry_after_s=5)
@@ -107,23 +112,22 @@ class Scheduler:
         if rejection is not None:
             state.out.append(commands.Reject(ticket.id, rejection))
             return
-        if ticket.recipe is not None:
-            state.recipes[ticket.variant] = (ticket.name, ticket.recipe)
         state.line.add(ticket)
+        state.remember_recipe(ticket)
 
-    def _progressed(self, ticket_id: int, at: float) -> None:
+    def _progressed(self, ticket_id: int, at: float, now: float) -> None:
         state = self._state
         lease = state.leases.get(ticket_id)
         if lease is None:
             return
-        lease.last_byte_at = at
+        lease.last_byte_at = max(at, lease.moved_at)
         state.moved_at = max(state.moved_at, at)
         if lease.first_byte_at is None:
             lease.first_byte_at = at
         if lease.loads:
             # Headers come with the first token: the model is loaded, with this request's options.
             lease.loads = False
-            state.residency.options[lease.ticket.variant.key] = lease.ticket.variant.options
+            state.residency.learn_options(lease.ticket.variant, now)
 
     def _released(self, ticket_id: int, now: float, *, failed: bool) -> None:
         state = self._state
@@ -131,21 +135,19 @@ class Scheduler:
         if lease is None:
             return
         state.moved_at = now
-        variant = lease.ticket.variant
         if lease.ticket.stays_briefly or lease.loads:
             state.residency.outdated_at = now
-        if lease.loads and failed and state.swap is not None and state.swap.loader == ticket_id:
-            text = "the request that should have loaded the model failed; see its own answer"
-            rejection = commands.Rejection("load_failed", 502, text)
-            failing.start_cool_down(state, variant, lease.ticket.name, rejection, now)
+        if lease.loads and state.swap is not None and state.swap.loader == ticket_id:
+            # A request can fail for reasons of its own: whether the load failed is seen in the next report.
+            state.swap.loader_failed = failed
 
     def _observed(self, report: Report, now: float) -> None:
         state = self._state
-        may_be_loading = frozenset(lease.ticket.variant.key for lease in state.leases.values() if lease.loads)
         first = state.residency.at == NEVER
-        change = state.residency.take_in(report, may_be_loading)
+        change = state.residency.take_in(report, now)
         if change is None:
             return
+        state.view_wanted_since = None
         if state.unreachable_since is not None:
             self._upstream_is_back()
         if state.unknown_reason is not None:
@@ -159,8 +161,8 @@ class Scheduler:
         for resident in change.gone:
             if state.swap is None or resident.key not in state.swap.evicted:
                 state.say("resident_gone", model=resident.name, how="by itself")
-        for key in [key for key in state.spills_to_undo if key.key not in state.residency.residents]:
-            del state.spills_to_undo[key]
+            state.resisting.pop(resident.key, None)
+        state.spills_to_undo = {v for v in state.spills_to_undo if v.key in state.residency.residents}
 
     def _unknown(self, asked_at: float, reason: str, now: float, *, unreachable: bool) -> None:
         state = self._state
@@ -185,7 +187,7 @@ class Scheduler:
         state.cool_downs.clear()
         state.resisting.clear()
         state.vanishing.clear()
-        state.residency.leaving.clear()
+        state.residency.forget_options()
 
     def _stop(self) -> None:
         state = self._state
@@ -227,11 +229,11 @@ class Scheduler:
         state = self._state
         if not state.spills_to_undo or len(state.line) or state.leases or not state.has_fresh_view(now):
             return False
-        target, settle_s = next(iter(state.spills_to_undo.items()))
-        del state.spills_to_undo[target]
-        if not state.residency.holds(target):
+        target = min(state.spills_to_undo)
+        state.spills_to_undo.discard(target)
+        if target not in state.recipes or not state.residency.holds(target):
             return False
-        swapping.begin_undoing_spill(state, target, settle_s, now)
+        swapping.begin_undoing_spill(state, target, now)
         return True
 
     def _observe_periodically(self, now: float) -> None:

@@ -18,6 +18,9 @@ from ollama_swap_proxy.core.turns import Turn
 
 NEVER = float("-inf")
 
+RECIPES_KEPT = 1024
+"""A client may ask for any number of variants (num_ctx is a number) and leave: what is kept of them is bounded."""
+
 
 class Phase(Enum):
     """The steps of a swap, in order; a newcomer leads from settling back to evicting."""
@@ -51,18 +54,18 @@ class Swap:
     first_asked_at: float = NEVER
     last_asked_at: float = NEVER
     answered: bool = False
-    accepted: bool = False
+    refused: bool = False
     eviction_text: str = ""
     evicted: set[str] = field(default_factory=set)
     expected_victims: frozenset[str] = frozenset()
     newcomer_rounds: int = 0
-    least_settle_s: float = 0.0
     settled_for_s: float = 0.0
     not_before: float = NEVER
     first_load_at: float | None = None
     load_sent_at: float = NEVER
     load_breaks: int = 0
     loader: int | None = None
+    loader_failed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +94,14 @@ class State:
     resisting: dict[str, Pause] = field(default_factory=dict)
     vanishing: set[str] = field(default_factory=set)
     recipes: dict[Variant, tuple[str, LoadRecipe]] = field(default_factory=dict)
-    spills_to_undo: dict[Variant, float] = field(default_factory=dict)
+    spills_to_undo: set[Variant] = field(default_factory=set)
     moved_at: float = NEVER
+    view_wanted_since: float | None = None
     observe_sent_at: float = NEVER
     observe_not_before: float = NEVER
     unreachable_since: float | None = None
     unknown_reason: str | None = None
+    version: str | None = None
     ps_is_safe: bool = False
     stopping: bool = False
     out: list[commands.Command] = field(default_factory=list)
@@ -127,6 +132,8 @@ class State:
         """Say whether the view is young enough to act on; if not, have a report fetched."""
         if self.residency.is_fresh(now, self.policy.ps_max_age_s):
             return True
+        if self.view_wanted_since is None:
+            self.view_wanted_since = now
         wanted_since = max(self.residency.outdated_at, min(now, now - self.policy.ps_max_age_s))
         if self.residency.known and now >= self.residency.first_expiry_at:
             wanted_since = max(wanted_since, self.residency.first_expiry_at)
@@ -143,6 +150,19 @@ class State:
         for ticket in waiting:
             self.reject(ticket, rejection)
         return len(waiting)
+
+    def remember_recipe(self, ticket: Ticket) -> None:
+        """Keep how to load a variant for when its askers have left; of variants nobody uses only so many."""
+        if ticket.recipe is None:
+            return
+        if len(self.recipes) >= RECIPES_KEPT and ticket.variant not in self.recipes:
+            target = self.swap.target if self.swap is not None else None
+            self.recipes = {
+                variant: recipe
+                for variant, recipe in self.recipes.items()
+                if variant == target or self.line.head(variant) is not None or self.residency.holds(variant)
+            }
+        self.recipes[ticket.variant] = (ticket.name, ticket.recipe)
 
     def loader_on(self, key: str) -> Lease | None:
         """Return the lease by which upstream is loading this key right now, if one is."""

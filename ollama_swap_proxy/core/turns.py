@@ -23,8 +23,8 @@ class Turn:
 def choose_next(heads: Iterable[Ticket], now: float, policy: Policy) -> Ticket | None:
     """Return the head ticket whose model goes next.
 
-    Overdue tickets first, in order of wait / maximum; then the longest waiting head. With one class both are the order of
-    arrival; the ticket's id breaks ties.
+    Overdue tickets first, in order of wait / maximum; then the longest waiting head. With one class both are the order
+    of arrival; the ticket's id breaks ties.
     """
     return min(
         heads,

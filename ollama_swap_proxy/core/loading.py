@@ -1,0 +1,140 @@
+"""Loading: wait for memory to come back, load the target, see it listed, learn from what came of it.
+
+Owns the phases from the last confirmed eviction to the end of a swap that worked. Must not evict.
+"""
+
+from __future__ import annotations
+
+from ollama_swap_proxy.core import commands, failing, granting, steps
+from ollama_swap_proxy.core.events import LoadFailure
+from ollama_swap_proxy.core.forecast import Spill
+from ollama_swap_proxy.core.policy import NEWCOMER_ROUNDS, RETRY_AFTER_S
+from ollama_swap_proxy.core.state import NEVER, Phase, State, Swap
+from ollama_swap_proxy.core.tickets import Resident
+
+
+def settle(state: State, swap: Swap, now: float) -> None:
+    """Wait for the memory of what was unloaded, then load."""
+    if state.stopping:
+        steps.end(state, now, "stopping")
+        return
+    wait_s = state.forecast.settle_before_s(swap.target)
+    settled_at = max(state.residency.vram_freed_at + wait_s, swap.not_before)
+    if now < settled_at:
+        if swap.phase_since == now and settled_at > swap.not_before:
+            state.say("settle_started", wait_s=round(settled_at - now, 3))
+        state.wake(settled_at)
+        return
+    if now - swap.phase_since > state.policy.ps_max_age_s and swap.newcomer_rounds <= NEWCOMER_ROUNDS:
+        # Long enough for somebody to load behind our back: look once more.
+        swap.report_needed_since, swap.poll_at, swap.clear_reports = now, NEVER, 1
+        steps.enter(state, swap, Phase.EVICTING, now)
+        return
+    # After an eviction the load follows even if its asker left: he is likely to be back.
+    if steps.is_asked_for(state, swap, now, goes_on_by_itself=bool(swap.evicted)):
+        _start(state, swap, now)
+
+
+def _start(state: State, swap: Swap, now: float) -> None:
+    head = state.line.head(swap.target)
+    name, recipe = state.recipes.get(swap.target, (swap.name, None))
+    by_request = recipe is None or swap.target.key in state.vanishing
+    if by_request and head is None:
+        steps.end(state, now, "asker_left")
+        return
+    swap.settled_for_s = now - state.residency.vram_freed_at
+    swap.load_sent_at = now
+    if swap.first_load_at is None:
+        swap.first_load_at = now
+    steps.enter(state, swap, Phase.LOADING, now)
+    if by_request and head is not None:
+        swap.loader = head.id
+        granting.give(state, head, now, loads=True)
+        state.say("load_started", model=head.name, by=f"request {head.id}")
+    elif recipe is not None:
+        state.out.append(commands.Load(swap.target, name, recipe, state.policy.load_timeout_s))
+        state.say("load_started", model=name, options=swap.target.options)
+
+
+def wait(state: State, swap: Swap, now: float) -> None:
+    """Wait for the answer to the load: that of our own call, or the first byte of the request that loads."""
+    # The control client bounds the call itself; this is the net below it.
+    overdue_at = swap.load_sent_at + state.policy.load_timeout_s + RETRY_AFTER_S
+    if swap.loader is None:
+        if now >= overdue_at:
+            failing.load_timed_out(state, swap, now)
+        else:
+            state.wake(overdue_at)
+        return
+    lease = state.leases.get(swap.loader)
+    if lease is None or not lease.loads:
+        answered(state, swap, now)
+    elif now >= overdue_at:
+        # It may be generating in silence (not streamed). From here on it is a lease like others, with a drain's bounds.
+        steps.end(state, now, "load_overdue", warning=True, waits_for=swap.loader)
+    else:
+        state.wake(overdue_at)
+
+
+def answered(state: State, swap: Swap, now: float) -> None:
+    """Go on to confirm a load that was answered well."""
+    swap.report_needed_since, swap.poll_at, swap.clear_reports = now, NEVER, 0
+    steps.enter(state, swap, Phase.CONFIRMING, now)
+
+
+def confirm(state: State, swap: Swap, now: float) -> None:
+    """See the target listed in a report asked for after its load, then end the swap."""
+    if not steps.has_report(state, swap, now):
+        return
+    loaded = state.residency.residents.get(swap.target.key)
+    if loaded is not None:
+        _finish(state, swap, loaded, now)
+        return
+    swap.clear_reports += 1
+    if not state.ps_is_safe and swap.clear_reports < 2:
+        steps.poll_again(state, swap, now)
+        return
+    if swap.loader is None:
+        # OLLAMA_KEEP_ALIVE=0, or the like: an empty load does not last. Its first request loads it from now on.
+        state.vanishing.add(swap.target.key)
+        state.say("load_vanished", warning=True, model=swap.name)
+        steps.enter(state, swap, Phase.SETTLING, now)
+    elif swap.loader_failed and swap.target.key not in state.vanishing:
+        text = "the request that should have loaded the model failed; see its own answer"
+        failing.load_failed(state, swap, LoadFailure(502, text), now)
+    else:
+        steps.end(state, now, "served_and_gone")
+
+
+def _finish(state: State, swap: Swap, loaded: Resident, now: float) -> None:
+    target = swap.target
+    state.residency.learn_options(target, state.residency.asked_at)
+    state.cool_downs.pop(target, None)
+    _learn(state, swap, loaded)
+    if swap.load_sent_at == swap.first_load_at:
+        # A load that had to be repeated says more about upstream's queue than about this model.
+        state.forecast.note_swap(target, now - swap.drained_at)
+    load_s = round(now - swap.load_sent_at, 3)
+    steps.end(state, now, "loaded", load_s=load_s, size_vram_bytes=loaded.size_vram_bytes)
+
+
+def _learn(state: State, swap: Swap, loaded: Resident) -> None:
+    target, forecast = swap.target, state.forecast
+    settle_before_s = forecast.settle_s
+    spill = forecast.note_load(loaded, target, swap.settled_for_s, state.residency.largest_vram_bytes)
+    if spill is not Spill.NONE:
+        state.say(
+            "spill_found",
+            warning=True,
+            model=loaded.name,
+            size_bytes=loaded.size_bytes,
+            size_vram_bytes=loaded.size_vram_bytes,
+            consequence=spill.value,
+        )
+    reloads = spill is Spill.RELOAD and not swap.undoes_spill
+    if reloads and target in state.recipes and target.key not in state.vanishing:
+        state.spills_to_undo.add(target)
+    else:
+        state.spills_to_undo.discard(target)
+    if forecast.settle_s != settle_before_s:
+        state.say("settle_learned", wait_s=forecast.settle_s, before_s=settle_before_s)

@@ -51,7 +51,7 @@ def serve(listen: str | None, upstream: str | None, admin: str | None, path: Pat
     """Run the proxy in front of your Ollama (production: never falls back to a simulated one)."""
     settings = _load(path, listen=listen, upstream=upstream, admin=admin).settings
     _configure_logs(settings)
-    from ollama_swap_proxy.app import serve as serve_app  # noqa: PLC0415
+    from ollama_swap_proxy.serving import serve as serve_app  # noqa: PLC0415
 
     sys.exit(_run(serve_app(settings)))
 

@@ -25,7 +25,7 @@ MODELS_ASKED = 5
 
 async def run(settings: Settings, say: Callable[[str], None]) -> int:
     """Serve until a signal ends it; return the exit code. ``say`` prints a line."""
-    from ollama_swap_proxy.app import serve  # noqa: PLC0415  # the command line must start fast
+    from ollama_swap_proxy.serving import serve  # noqa: PLC0415  # the command line must start fast
 
     async with _upstream(settings, say) as upstream:
         model = await find_model(upstream)

@@ -1,8 +1,8 @@
 """The gate: the only caller of the scheduler, and the loop that carries its commands out.
 
-Owns the clock, the tasks of control calls, and the promise that each ticket becomes exactly one of a lease, an error, an
-abandoned wait. Must not decide anything: what to do is `core.scheduler`'s. A command can never re-enter ``handle``: events
-that come up while commands are carried out wait in a queue.
+Owns the clock, the tasks of control calls, and the promise that each ticket becomes exactly one of a lease, an error,
+an abandoned wait. Must not decide anything: what to do is `core.scheduler`'s. A command can never re-enter ``handle``:
+events that come up while commands are carried out wait in a queue.
 """
 
 from __future__ import annotations
@@ -72,7 +72,6 @@ class Gate:
         self._progress: asyncio.TimerHandle | None = None
         self._ids = 0
         self._identified = False
-        self._failure: BaseException | None = None
 
     # --- for requests -----------------------------------------------------------------------------------------------
     def next_id(self) -> int:
@@ -84,10 +83,8 @@ class Gate:
         """Say whether this variant is resident, as far as we know, and not about to be evicted."""
         return self._scheduler.serves(variant)
 
-    async def acquire(self, ticket: Ticket) -> Held:
-        """Wait until the ticket is granted. Returns without any await when the model is resident and a lease is free.
-
-        Cancel it when the client leaves: the ticket is gone at once, or the lease, if it had just been granted.
+    def ask(self, ticket: Ticket) -> Held | None:
+        """Put a ticket in; return the lease if there is one at once, else None: then `wait` for it, in the same step.
 
         Raises:
             ProxyError: the ticket was rejected.
@@ -95,19 +92,19 @@ class Gate:
         self.tell(events.Arrived(ticket))
         decision = self._decided.pop(ticket.id, None)
         if decision is None:
-            decision = await self._decision_on(ticket)
-        if isinstance(decision, commands.Reject):
-            rejection = decision.rejection
-            raise ProxyError(rejection.code, rejection.status, rejection.message, rejection.retry_after_s)
-        held = Held(ticket, self._loop.time(), decision.swapped, decision.loads)
-        self._held[ticket.id] = held
-        return held
+            self._waiting[ticket.id] = self._loop.create_future()
+            return None
+        return self._hold(ticket, decision)
 
-    async def _decision_on(self, ticket: Ticket) -> commands.Grant | commands.Reject:
-        future: asyncio.Future[commands.Grant | commands.Reject] = self._loop.create_future()
-        self._waiting[ticket.id] = future
+    async def wait(self, ticket: Ticket) -> Held:
+        """Wait for a ticket that `ask` put in. Cancel it when the client leaves: the ticket is gone at once.
+
+        Raises:
+            ProxyError: the ticket was rejected.
+        """
+        future = self._waiting[ticket.id]
         try:
-            return await future
+            decision = await future
         except asyncio.CancelledError:
             # The client may leave in the very step in which its ticket is granted: then it is a lease that ends.
             granted = future.done() and not future.cancelled() and isinstance(future.result(), commands.Grant)
@@ -115,6 +112,15 @@ class Gate:
             raise
         finally:
             self._waiting.pop(ticket.id, None)
+        return self._hold(ticket, decision)
+
+    def _hold(self, ticket: Ticket, decision: commands.Grant | commands.Reject) -> Held:
+        if isinstance(decision, commands.Reject):
+            rejection = decision.rejection
+            raise ProxyError(rejection.code, rejection.status, rejection.message, rejection.retry_after_s)
+        held = Held(ticket, self._loop.time(), decision.swapped, decision.loads)
+        self._held[ticket.id] = held
+        return held
 
     def watch(self, held: Held, moving: Moving) -> None:
         """Follow the bytes of a leased request, so that a slow answer is told from a stuck one."""
@@ -170,14 +176,8 @@ class Gate:
     # --- carrying out -----------------------------------------------------------------------------------------------
     def _carry_out(self, command: commands.Command) -> None:
         match command:
-            case commands.Grant(ticket_id) | commands.Reject(ticket_id):
-                future = self._waiting.get(ticket_id)
-                if future is None:
-                    self._decided[ticket_id] = command
-                elif not future.done():
-                    future.set_result(command)
-                elif isinstance(command, commands.Grant):
-                    self._events.append(events.Released(ticket_id))
+            case commands.Grant() | commands.Reject():
+                self._decide(command)
             case commands.Observe():
                 self._spawn("observe residency", self._observe())
             case commands.Evict(key, name):
@@ -185,11 +185,23 @@ class Gate:
             case commands.Load():
                 self._spawn(f"load {command.name}", self._load(command))
             case commands.WakeAt(at):
-                if self._wake is not None:
-                    self._wake.cancel()
-                self._wake = None if at is None else self._loop.call_at(at, self.tell, events.TimePassed())
+                self._wake_at(at)
             case commands.Step(name, fields, warning):
                 (self._log.warning if warning else self._log.info)(name, **fields)
+
+    def _decide(self, decision: commands.Grant | commands.Reject) -> None:
+        future = self._waiting.get(decision.ticket_id)
+        if future is None:
+            self._decided[decision.ticket_id] = decision
+        elif not future.done():
+            future.set_result(decision)
+        elif isinstance(decision, commands.Grant):
+            self._events.append(events.Released(decision.ticket_id))  # its client left in this very step
+
+    def _wake_at(self, at: float | None) -> None:
+        if self._wake is not None:
+            self._wake.cancel()
+        self._wake = None if at is None else self._loop.call_at(at, self.tell, events.TimePassed())
 
     async def _observe(self) -> None:
         if not self._identified:

@@ -1,0 +1,264 @@
+"""What happens to one request: which endpoint, whose lease, then the relay.
+
+Owns stops 1, 3 and 6 of the design: reads the body of a gated request, has it judged, takes the lease, and hands the
+rest to the relay. Must not decide whose turn it is, nor touch a byte. When in doubt it takes a lease; what Ollama is
+certain to answer without loading anything goes straight through and costs no resident model its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from ollama_swap_proxy.access import HostGuard
+from ollama_swap_proxy.bodies import Body, read_intent
+from ollama_swap_proxy.config import Settings
+from ollama_swap_proxy.core import endpoints, events, json_fields, names
+from ollama_swap_proxy.core.endpoints import Dialect, Endpoint
+from ollama_swap_proxy.core.requests import Intent, Kind, surely_refused_by
+from ollama_swap_proxy.core.tickets import Ticket, Variant
+from ollama_swap_proxy.core.variants import load_recipe, variant_options
+from ollama_swap_proxy.errors import MARK, ProxyError
+from ollama_swap_proxy.gate import Gate, Held
+from ollama_swap_proxy.http_server import Answer, OwnAnswer, client_of, let_client_send
+from ollama_swap_proxy.upstream.catalog import Catalog, Entry
+from ollama_swap_proxy.upstream.control import ControlError
+from ollama_swap_proxy.upstream.relay import Exchange, Relay
+
+FRESH_ENTRY_S: Final = 1.0
+"""A model that is not resident is looked up again when we last saw it longer ago: no swap for one that was deleted."""
+
+LIBRARY_BODY_LIMIT_BYTES: Final = 256 * 1024
+"""A pull, create, copy or delete names its model in a small body; of a larger one we only know that it came."""
+
+
+@dataclass(slots=True)
+class Journey:
+    """What the one log line of a request tells. Times are the loop's seconds. Never a prompt or an answer."""
+
+    id: int
+    method: str
+    path: str
+    dialect: Dialect
+    client: str
+    began_at: float
+    exchange: Exchange = field(default_factory=Exchange)
+    model: str = ""
+    gated: bool = False
+    why: str = ""
+    waited_s: float = 0.0
+    swapped: bool = False
+    error: str = ""
+
+
+class App:
+    """The handler of the proxy port."""
+
+    def __init__(self, gate: Gate, catalog: Catalog, relay: Relay, guard: HostGuard, settings: Settings) -> None:
+        self._gate = gate
+        self._catalog = catalog
+        self._relay = relay
+        self._guard = guard
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._log = structlog.get_logger("app")
+
+    async def handle(self, request: web.BaseRequest) -> Answer:
+        """Serve one request of any kind."""
+        message = request._message  # noqa: SLF001 - the raw target has no public name
+        if not self._guard.allows(message.headers.get("Host", "")):
+            return OwnAnswer(403, [(MARK, "host_not_allowed")], b"")
+        endpoint = endpoints.match(message.method, message.path)
+        dialect = endpoints.dialect_of(message.path) if endpoint is None else endpoint.dialect
+        began_at = self._loop.time()
+        client = request.remote or ""
+        journey = Journey(self._gate.next_id(), message.method, message.path, dialect, client, began_at)
+        try:
+            if endpoint is not None:
+                return await self._gated(request, endpoint, journey)
+            if endpoints.changes_library(message.method, message.path):
+                return await self._change_library(request, journey)
+            return await self._relay.forward(request, None, record=journey.exchange)
+        except ProxyError as error:
+            journey.error = error.code
+            journey.exchange.status = error.status
+            return OwnAnswer.of_error(error, dialect)
+        except asyncio.CancelledError:
+            journey.error = "client_left"
+            raise
+        finally:
+            self._tell(journey)
+
+    async def _gated(self, request: web.BaseRequest, endpoint: Endpoint, journey: Journey) -> Answer:
+        journey.gated = True
+        body = Body(self._settings.body_memory_bytes, self._settings.body_limit_bytes)
+        try:
+            await _read(request, body)
+            target = request._message.path  # noqa: SLF001 - as above
+            intent = await read_intent(endpoint, target, request.headers, body)
+            journey.model = intent.name or intent.model
+            entry = await self._entry_of(endpoint, intent, journey)
+            if entry is None:
+                return await self._pass_on(request, intent, body, journey)
+            return await self._leased(request, self._ticket(endpoint, intent, entry, journey), body, journey)
+        finally:
+            body.close()
+
+    async def _entry_of(self, endpoint: Endpoint, intent: Intent, journey: Journey) -> Entry | None:
+        """Return the model to take a lease on, or None (and why, in the journey) where none is needed."""
+        if intent.kind is not Kind.LEASE:
+            journey.why = intent.reason or intent.kind.value
+            return None
+        entry = self._catalog.cached(intent.name)
+        if entry is None or not self._gate.serves(_variant(entry, intent)):
+            try:
+                entry = await self._catalog.find(intent.name, FRESH_ENTRY_S)
+            except ControlError as error:
+                if error.kind == "unreachable":
+                    raise ProxyError("upstream_down", 502, f"Ollama does not answer: {error}", 5) from None
+                text = f"what Ollama has under this name could not be found out: {error}"
+                raise ProxyError("catalog_unknown", 503, text, retry_after_s=5) from None
+        if entry is None:
+            journey.why = "unknown model"
+        elif entry.remote:
+            journey.why, entry = "remote model", None
+        elif surely_refused_by(intent, entry.capabilities or None):
+            journey.why, entry = f"{endpoint.path} is not among the model's capabilities", None
+        return entry
+
+    async def _pass_on(self, request: web.BaseRequest, intent: Intent, body: Body, journey: Journey) -> Answer:
+        """Relay a request that loads nothing, and look again if Ollama saw that differently."""
+        exchange = journey.exchange
+        try:
+            return await self._relay.forward(request, _kept(body), record=exchange, unbuffered=True)
+        finally:
+            if intent.kind is Kind.UNLOAD:
+                self._gate.tell(events.ViewOutdated("an unload request passed by"))
+            elif intent.kind is not Kind.CLOUD and journey.why != "remote model" and 200 <= exchange.status < 300:
+                self._log.warning("judged_wrongly", id=journey.id, model=journey.model, why=journey.why)
+                self._gate.tell(events.ViewOutdated("a request that we took for one that loads nothing was answered"))
+
+    async def _leased(self, request: web.BaseRequest, ticket: Ticket, body: Body, journey: Journey) -> Answer:
+        held = await self._acquire(request, ticket)
+        journey.waited_s, journey.swapped = held.waited_s, held.swapped
+        exchange = journey.exchange
+        failed = True
+        try:
+            self._gate.watch(held, exchange)
+            answer = await self._relay.forward(
+                request,
+                _kept(body),
+                record=exchange,
+                unbuffered=True,
+                on_response_head=(lambda _: self._gate.first_byte(held)) if held.loads else None,
+            )
+            failed = exchange.cut or exchange.status >= 500
+        except asyncio.CancelledError:
+            failed = False  # a client that leaves is no fault of the model's
+            raise
+        else:
+            return answer
+        finally:
+            self._gate.release(held, failed=failed)
+
+    def _ticket(self, endpoint: Endpoint, intent: Intent, entry: Entry, journey: Journey) -> Ticket:
+        recipe = None
+        if intent.certain:
+            recipe = load_recipe(endpoint, entry.spelled, intent.options, entry.capabilities or None)
+        keep_alive_s = intent.keep_alive_s
+        return Ticket(
+            id=journey.id,
+            variant=_variant(entry, intent),
+            name=entry.spelled,
+            arrived_at=self._loop.time(),
+            recipe=recipe,
+            client=journey.client,
+            stays_briefly=keep_alive_s is not None and keep_alive_s < self._settings.ps_max_age_s,
+        )
+
+    async def _acquire(self, request: web.BaseRequest, ticket: Ticket) -> Held:
+        held = self._gate.ask(ticket)
+        if held is None:
+            with client_of(request).waiting():
+                held = await self._gate.wait(ticket)
+        return held
+
+    async def _change_library(self, request: web.BaseRequest, journey: Journey) -> Answer:
+        """Relay a pull, create, copy or delete, and tell the catalog and the gate afterwards."""
+        changed: set[str | None] = {None}
+        kept: bytes | None = None
+        if (request.content_length or 0) <= LIBRARY_BODY_LIMIT_BYTES and not request._message.chunked:  # noqa: SLF001
+            body = Body(LIBRARY_BODY_LIMIT_BYTES)
+            await _read(request, body)
+            kept = body.as_bytes()
+            changed = _names_in(kept)
+        try:
+            return await self._relay.forward(request, kept, record=journey.exchange, unbuffered=True)
+        finally:
+            for name in changed:
+                entry = self._catalog.cached(name) if name is not None else None
+                self._catalog.library_changed(name)
+                if entry is not None:
+                    self._gate.tell(events.ModelChanged(entry.key))
+
+    def _tell(self, journey: Journey) -> None:
+        exchange = journey.exchange
+        now = self._loop.time()
+        line = self._log.info if journey.gated or journey.error not in ("", "client_left") else self._log.debug
+        first_byte_at = exchange.first_byte_at
+        line(
+            "request",
+            id=journey.id,
+            method=journey.method,
+            path=journey.path.partition("?")[0],
+            dialect=journey.dialect.value,
+            client=journey.client,
+            model=journey.model,
+            status=exchange.status,
+            error=journey.error or ("cut" if exchange.cut else ""),
+            passed=journey.why,
+            waited_s=round(journey.waited_s, 4),
+            swapped=journey.swapped,
+            first_byte_s=None if first_byte_at is None else round(first_byte_at - journey.began_at, 4),
+            total_s=round(now - journey.began_at, 4),
+            request_bytes=exchange.request_bytes,
+            response_bytes=exchange.response_bytes,
+        )
+
+
+async def _read(request: web.BaseRequest, body: Body) -> None:
+    """Read a request's body before anything waits for it: only then is a client that leaves noticed at once."""
+    content = request.content
+    if not content.is_eof():
+        let_client_send(request)
+        while chunk := await content.readany():
+            await body.append(chunk)
+    elif chunk := content.read_nowait():
+        await body.append(chunk)
+
+
+def _kept(body: Body) -> Body | bytes:
+    return body.as_bytes() if body.in_memory else body
+
+
+def _variant(entry: Entry, intent: Intent) -> Variant:
+    options = variant_options(entry.parameters, intent.options)
+    if entry.adapters:
+        # Adapters and projectors are not in the key, but other ones force a reload (server/sched.go:1381).
+        digests = "+".join(adapter[-12:] for adapter in entry.adapters)
+        options = f"{options},adapters={digests}".lstrip(",")
+    return Variant(entry.key, options)
+
+
+def _names_in(body: bytes) -> set[str | None]:
+    """Return the canonical names that a library request speaks of; None among them stands for "any"."""
+    try:
+        fields = json_fields.read(body)
+    except (json_fields.BadJSON, json_fields.TooDeep):
+        return {None}
+    given = [fields.plain(key) for key in ("model", "name", "destination")]
+    return {names.canonical(name) for name in given if isinstance(name, str) and name} or {None}

@@ -20,6 +20,8 @@ class Card:
     gpu: SimGPU
     held: dict[int, int] = field(default_factory=dict)
     returning: dict[int, int] = field(default_factory=dict)
+    left: dict[int, int] = field(default_factory=dict)
+    """What was free when a process had taken its share: what its server goes on believing."""
 
     @property
     def free_bytes(self) -> int:
@@ -32,6 +34,10 @@ class Card:
         back.
         """
         return int((self.gpu.total_mib - self.gpu.external_mib) * MIB) - self._sum(self.held)
+
+    def predicted_beside(self, process: int) -> int:
+        """What the scheduler believes to be free when it asks this runner: what that saw when it loaded, if less."""
+        return min(self.predicted_free_bytes, self.left[process])
 
     @property
     def used_bytes(self) -> int:
@@ -48,11 +54,13 @@ class Card:
         if layers >= 0:
             fitting = min(fitting, layers)
         self.held[process] = size if fitting >= LAYERS else size * fitting // LAYERS
+        self.left[process] = self.free_bytes
         return self.held[process]
 
     def end(self, process: int) -> None:
         """The process is dead; its memory is on its way back."""
         self.returning[process] = self.held.pop(process, 0)
+        self.left.pop(process, None)
 
     def back(self, process: int) -> None:
         """The memory of a dead process is free again."""

@@ -5,10 +5,12 @@ Owns the pacing and the text. Must not know the queue or HTTP: it gets a `Runner
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import math
+import struct
 from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from ollama_swap_proxy.simulator.generation import Completion, Done, Failure, Piece, SimError, Token, ToolCall, Vectors
@@ -77,6 +79,8 @@ class Engine:
         reason, text = plan(request, model, int(str(runner.wanted.options["num_ctx"])))
         started, step_s, made = world.now, world.scaled(model.token_ms * slow / 1000), 0
         for piece in text:
+            if made == world.faults.cut_in_stream:
+                return
             failure = await self._strike(runner, made)
             if failure is not None:
                 yield Failure(failure)
@@ -127,7 +131,8 @@ def plan(request: Completion, model: SimModel, num_ctx: int) -> tuple[str, Seque
     limit = min(limit, PREDICT_PER_CONTEXT * num_ctx)
     name = model.name.removesuffix(":latest")
     if request.format:
-        tokens = _split(json.dumps({"model": name, "answer": "simulated"}))
+        text = json.dumps({"model": name, "answer": "simulated"})
+        tokens = [text[i : i + 4] for i in range(0, len(text), 4)]
     elif model.reply is not None:
         tokens = _split(model.reply)
     elif limit < PREDICT_PER_CONTEXT * num_ctx:
@@ -142,7 +147,7 @@ def prompt_tokens(request: Completion, model: SimModel) -> int:
     texts = [request.prompt, *request.inputs, *(content_of(m) for m in request.messages)]
     spoken = sum(math.ceil(len(text.encode()) / 4) for text in texts)
     overhead = 7 if model.tools and request.route == "chat" else 0
-    return max(1, spoken) + overhead
+    return spoken + overhead
 
 
 def content_of(message: object) -> str:
@@ -151,12 +156,23 @@ def content_of(message: object) -> str:
     return content if isinstance(content, str) else "" if content is None else json.dumps(content)
 
 
+@functools.lru_cache(maxsize=1024)
 def vector(text: str, length: int) -> list[float]:
-    """A unit vector that depends on the text alone."""
+    """A unit vector that depends on the text alone; each number is a float32, as short as Go writes it."""
     raw = hashlib.shake_256(text.encode("utf-8", "replace")).digest(2 * length)
     numbers = [int.from_bytes(raw[2 * i : 2 * i + 2], "big") - 32768 + 0.5 for i in range(length)]
     norm = math.sqrt(sum(n * n for n in numbers))
-    return [round(n / norm, 8) for n in numbers]
+    return [_float32(n / norm) for n in numbers]
+
+
+def _float32(value: float) -> float:
+    """The number with the fewest digits that is the same float32."""
+    packed = struct.pack("f", value)
+    for digits in (7, 8):
+        shorter = float(f"{value:.{digits}g}")
+        if struct.pack("f", shorter) == packed:
+            return shorter
+    return float(f"{value:.9g}")
 
 
 def _split(text: str) -> list[str]:

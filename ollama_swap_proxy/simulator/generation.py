@@ -128,7 +128,9 @@ class Vectors:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The end of a good answer. ``reason``: stop, length, load, unload. Durations in nanoseconds, 0 is "absent".
+    """The end of a good answer. ``reason``: stop, length, load, unload, or empty for an answer that the engine cut off.
+
+    Durations in nanoseconds, 0 is "absent".
 
     Native answers a tool call and its `Done` as one object: ``ToolCall`` pieces come first, the encoder may hold them
     back.
@@ -173,7 +175,7 @@ def collect(pieces: Sequence[Piece]) -> Reply:
     text: list[str] = []
     calls: list[ToolCall] = []
     vectors: Sequence[Sequence[float]] = ()
-    done = Done("stop")
+    done = Done("")
     for piece in pieces:
         match piece:
             case Token():

@@ -8,14 +8,17 @@ errors (tests/transcripts: errors_native, errors_v1, json_keys).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from ollama_swap_proxy.simulator.generation import SimError
 
 _BLANKS = " \t\r\n"
 _LITERALS = ("true", "false", "null")
+_STRING_OR_SMALL = re.compile(r'"(?:[^"\\]|\\.)*"|-?[0-9.]+e-0[56]')
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -91,7 +94,14 @@ def encode(value: object) -> bytes:
     for plain_text, escaped in _ESCAPES:
         if plain_text in text:
             text = text.replace(plain_text, escaped)
+    if "e-0" in text:
+        text = _STRING_OR_SMALL.sub(_without_exponent, text)
     return text.encode("utf-8", "replace")
+
+
+def _without_exponent(found: re.Match[str]) -> str:
+    """Python turns to exponents below 1e-4, Go below 1e-6."""
+    return found[0] if found[0].startswith('"') else f"{Decimal(found[0]):f}"
 
 
 def complaint(body: bytes) -> str:

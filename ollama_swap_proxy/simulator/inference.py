@@ -57,6 +57,7 @@ class Inference:
         """Answer one request, to its end."""
         arrived = self._machine.world.now
         body = await request.read()
+        parsed = None
         try:
             if request.target.startswith("/v1/"):
                 body = _undo_zstd(request, body)
@@ -76,7 +77,7 @@ class Inference:
             await request.connection.answer(Response(refusal.error.status, content, text))
             return
         except SimError as failure:
-            await self._error(request, surface, failure, cors)
+            await self._error(request, surface, failure, cors, streams=parsed is not None and parsed.stream)
             return
         try:
             await self._answer(request, surface, parsed, runner, arrived, cors)
@@ -93,6 +94,8 @@ class Inference:
         if source == "cloud":
             raise _Native(SimError(403, CLOUD_OFF))
         name = base if source == "local" else parsed.model
+        if not name.strip() and parsed.route in {"chat", "embeddings"}:
+            raise SimError(400, "model is required")
         if name.strip() and not names.parse(name).valid:
             raise SimError(400, "invalid model name")
         manifest = self._library.find(name, fold=parsed.route != "embeddings") if name.strip() else None
@@ -136,7 +139,7 @@ class Inference:
                 await self._stream(request, surface, parsed, pieces, cors)
                 return
             collected = [piece async for piece in pieces]
-        if isinstance(collected[-1], Failure):
+        if collected and isinstance(collected[-1], Failure):
             self._out_of_memory(collected[-1])
         await self._whole(request, surface, parsed, collected, cors)
 
@@ -178,7 +181,7 @@ class Inference:
             if isinstance(piece, Failure):
                 self._out_of_memory(piece)
                 if encode is None:
-                    await self._error(request, surface, piece.error, cors)
+                    await self._error(request, surface, piece.error, cors, streams=True)
                     return
             if encode is None:
                 encode = surface.encode(parsed, self._scribe)
@@ -186,12 +189,17 @@ class Inference:
                 await request.connection.start_stream(200, headers)
             for data in encode(piece):
                 await request.connection.chunk(data)
+        if encode is None:
+            await request.connection.start_stream(200, [("Content-Type", surface.stream_type), *cors])
         request.connection.end_stream()
 
-    async def _error(self, request: Request, surface: Surface, failure: SimError, cors: Headers) -> None:
+    async def _error(
+        self, request: Request, surface: Surface, failure: SimError, cors: Headers, *, streams: bool = False
+    ) -> None:
+        """``streams``: the request wanted a stream, whose headers were set before the error was known."""
         content_type = native.JSON_TYPE if failure.early else surface.json_type
-        body = surface.error(failure, self._scribe)
-        await request.connection.answer(Response(failure.status, [("Content-Type", content_type), *cors], body))
+        headers = [*(surface.stream_headers if streams else ()), ("Content-Type", content_type), *cors]
+        await request.connection.answer(Response(failure.status, headers, surface.error(failure, self._scribe)))
 
     def _out_of_memory(self, failure: Failure) -> None:
         """Out of memory in an answer expires every runner (semantics, section 5)."""

@@ -49,9 +49,9 @@ class Library:
         """Newest first."""
         return iter(sorted(self._by_name.values(), key=lambda m: -m.modified_s))
 
-    def add(self, model: SimModel, now_s: float) -> Manifest:
-        """Put a model under its name, whatever had that name before."""
-        name = self.spelled(names.parse(model.name))
+    def add(self, model: SimModel, now_s: float, name: names.Name | None = None) -> Manifest:
+        """Put a model under its own name or another, whatever had that name before."""
+        name = self.spelled(name or names.parse(model.name))
         # Later additions sort as newer ones even within one tick of the clock.
         manifest = Manifest(name, model, manifest_digest(model), now_s + next(self._serial) * 1e-3)
         self._by_name[name.folded] = manifest
@@ -82,13 +82,12 @@ class Library:
         model = base.model
         derived = replace(
             model,
-            name=name.short,
-            weights=model.weights or model.name,
+            parent=base.name.short,
             system=str(changes.get("system") or model.system),
             template=str(changes.get("template") or model.template),
             parameters={**model.parameters, **(changes.get("parameters") or {})},
         )
-        return self.add(derived, now_s)
+        return self.add(derived, now_s, name)
 
 
 def manifest_digest(model: SimModel) -> str:

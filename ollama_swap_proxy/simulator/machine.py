@@ -19,6 +19,8 @@ from ollama_swap_proxy.simulator.runner import FOREVER_S, Pending, Runner, Wante
 from ollama_swap_proxy.simulator.world import World
 
 QUEUE_FULL = "server busy, please try again.  maximum pending requests exceeded"
+PING_LIMIT_S = 10.0
+"""How long an engine that does not answer is waited for; twice for one request (semantics, section 2)."""
 FIT_SHARE = 0.8
 """A newcomer may load beside others if it is predicted to take no more than this of the free memory."""
 
@@ -35,6 +37,8 @@ class Machine:
         self._loading: Pending | None = None
         self._worker: asyncio.Task[None] | None = None
         self._numbers = itertools.count(1)
+        self._pings = 0
+        self._pinged = asyncio.Event()
 
     # ---- life
 
@@ -78,6 +82,7 @@ class Machine:
         if len(self._queue) >= self.world.limits.max_queue or self.world.faults.queue_full:
             self.world.ledger.note(self.world.now, "queue_full", wanted.name)
             raise SimError(503, QUEUE_FULL)
+        await self._ping(self.world.table.get(wanted.key))
         pending = Pending(wanted, asyncio.get_running_loop().create_future())
         self.world.ledger.note(self.world.now, "queued", wanted.name)
         self._queue.append(pending)
@@ -95,10 +100,11 @@ class Machine:
         runner.refs -= 1
         if runner.refs > 0 or self.world.table.get(runner.wanted.key) is not runner:
             return
-        runner.expires = self.world.now + (0.0 if runner.session_s == math.inf else runner.session_s)
         if runner.session_s <= 0:
             self.reaper.expire(runner)
-        elif runner.session_s != math.inf and (runner.timer is None or runner.expires < runner.timer_due):
+            return
+        runner.expires = self.world.now + (0.0 if runner.session_s == math.inf else runner.session_s)
+        if runner.session_s != math.inf and (runner.timer is None or runner.expires < runner.timer_due):
             self._start_timer(runner)
 
     def unload(self, wanted: Wanted) -> None:
@@ -123,7 +129,7 @@ class Machine:
             self._dismiss(runner, "out of memory")
 
     def listed(self) -> list[Runner]:
-        """What /api/ps lists; not to be asked while a process is being killed (`Reaper.settled`).
+        """What /api/ps lists; not to be asked while it is `locked`.
 
         Longest expiry first, by whole seconds; ties in no order.
         """
@@ -132,6 +138,19 @@ class Machine:
             self.world.random.shuffle(runners)
             runners.sort(key=lambda r: -math.floor(self.expires_wall(r)))
         return runners
+
+    @property
+    def locked(self) -> bool:
+        """Whether /api/ps has to wait: a process is being killed, or one that hangs is being asked."""
+        return self.reaper.killing is not None or self._pings > 0
+
+    async def unlocked(self) -> None:
+        """Wait until /api/ps may look."""
+        while self.locked:
+            await self.reaper.settled()
+            if self._pings:
+                self._pinged.clear()
+                await self._pinged.wait()
 
     def expires_wall(self, runner: Runner) -> float:
         """``expires_at`` in unix seconds: sliding while never idle, stale while busy again (semantics, section 2)."""
@@ -169,6 +188,7 @@ class Machine:
         while True:
             await self.reaper.settled()
             runner = self.world.table.get(pending.wanted.key)
+            await self._ping(runner)
             if runner is not None and not needs_reload(runner, pending.wanted):
                 return runner
             victim = runner or self._victim(pending.wanted.model)
@@ -181,7 +201,9 @@ class Machine:
         if not self.world.table:
             return None
         if len(self.world.table) < (self.world.limits.max_loaded or 3):
-            free = self.world.card.predicted_free_bytes
+            # The free memory is asked of one runner, whichever comes first in a random order.
+            asked = self.world.random.choice(list(self.world.table.values()))
+            free = self.world.card.predicted_beside(asked.number)
             if not self.world.gpu.total_mib or model.size_bytes <= FIT_SHARE * free:
                 return None
         order = sorted(self.world.table.values(), key=session_order)
@@ -249,9 +271,12 @@ class Machine:
             return False
         if not await self._passes(pending, world.scaled(wanted.model.load_s)):
             return False
+        give_up = self.world.now + world.scaled(world.limits.load_timeout_s)
         while self.world.faults.hang_load and self.world.faults.hang_load in {"*", wanted.name, wanted.model.name}:
             if not await self._passes(pending, 0.02):
                 return False
+            if self.world.now > give_up:
+                raise SimError(500, "timed out waiting for llama-server to start - ")
         return True
 
     def _failure_of_load(self, name: str) -> LoadFailure | None:
@@ -272,6 +297,17 @@ class Machine:
             time_up.cancel()
             left.cancel()
         return not pending.left.is_set()
+
+    async def _ping(self, runner: Runner | None) -> None:
+        """Ask an engine whether it is well; one that hangs is waited for, and nobody else sees the table meanwhile."""
+        if runner is None or not runner.hung:
+            return
+        self._pings += 1
+        try:
+            await self.world.clock.sleep(self.world.scaled(PING_LIMIT_S))
+        finally:
+            self._pings -= 1
+            self._pinged.set()
 
     # ---- ends
 

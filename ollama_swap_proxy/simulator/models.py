@@ -47,11 +47,14 @@ class SimModel:
     template: str = "{{ .Prompt }}"
     license: str = ""
     weights: str = ""
+    """Seed of the weights blob, or its 64 hex digits themselves; empty: the name."""
     parent: str = ""
 
     @property
     def weights_digest(self) -> str:
         """The 64 hex digits of the weights blob: what makes two names one runner (semantics, section 3, "Key")."""
+        if len(self.weights) == 64 and not set(self.weights) - set("0123456789abcdef"):
+            return self.weights
         return hashlib.sha256(f"weights of {self.weights or self.name}".encode()).hexdigest()
 
     @property
@@ -122,8 +125,14 @@ class Faults:
     """The engine dies after so many tokens of an answer; its runner stays listed until its next request or expiry."""
     hang_in_stream: int | None = None
     """The engine says nothing more after so many tokens, until its client leaves or the fault is taken back."""
+    cut_in_stream: int | None = None
+    """The engine reports an error inside its stream after so many tokens, which Ollama drops: the answer just ends,
+    with neither ``done:true`` nor an error."""
     oom_in_stream: int | None = None
     """Out of memory after so many tokens: the answer fails and all runners are expired."""
+    short_wait_beside_another: float = 0.25
+    """How often the wait for a victim's memory, when another runner shares the card, ends at its first tick with
+    nothing recovered, and not after 5 s: seen in 3 of 12 runs of a real server."""
     slow_unload_s: float = 0.0
     """Extra time that ending a process takes; it stays listed meanwhile."""
     refuse_connections: bool = False

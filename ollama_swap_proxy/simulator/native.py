@@ -111,20 +111,17 @@ def parse_chat(body: bytes) -> Completion:
     """Read /api/chat.
 
     Raises:
-        SimError: Go's complaint about the JSON or the keep_alive, or no model.
+        SimError: Go's complaint about the JSON or the keep_alive.
     """
     found = decode(body, _CHAT, empty=EMPTY_BODY)
-    alive = keep_alive_s(found.get("keep_alive"))
     messages = [m for m in found.get("messages", ()) if isinstance(m, dict)]
-    if not found.get("model"):
-        raise SimError(400, "model is required", early=True)
     return Completion(
         "chat",
-        found["model"],
+        found.get("model", ""),
         found.get("stream", True),
         messages=messages,
         options=found.get("options", {}),
-        keep_alive_s=alive,
+        keep_alive_s=keep_alive_s(found.get("keep_alive")),
         format=found.get("format"),
         tools=[t for t in found.get("tools", ()) if isinstance(t, dict)],
         think=found.get("think"),
@@ -164,16 +161,14 @@ def parse_embeddings(body: bytes) -> Completion:
     """Read /api/embeddings, the old form.
 
     Raises:
-        SimError: Go's complaint about the JSON or the keep_alive, or no model.
+        SimError: Go's complaint about the JSON or the keep_alive.
     """
     found = decode(body, _EMBEDDINGS, empty=EMPTY_BODY)
     alive = keep_alive_s(found.get("keep_alive"))
-    if not found.get("model"):
-        raise SimError(400, "model is required", early=True)
     prompt = found.get("prompt", "")
     return Completion(
         "embeddings",
-        found["model"],
+        found.get("model", ""),
         stream=False,
         inputs=[prompt] if prompt else [],
         options=found.get("options", {}),
@@ -186,7 +181,7 @@ def parse_embeddings(body: bytes) -> Completion:
 def answer(request: Completion, reply: Reply, scribe: Scribe) -> bytes:
     """The one object of /api/generate or /api/chat that is not streamed, or that only loads or unloads."""
     calls = [_call(call) for call in reply.tool_calls]
-    return encode(_object(request, reply.text, calls, scribe, reply.done))
+    return encode(_with_context(_object(request, reply.text, calls, scribe, reply.done), request, reply.text))
 
 
 def answer_embed(request: Completion, reply: Reply, _scribe: Scribe) -> bytes:
@@ -194,8 +189,8 @@ def answer_embed(request: Completion, reply: Reply, _scribe: Scribe) -> bytes:
     body: dict[str, Any] = {"model": request.model, "embeddings": [list(v) for v in reply.vectors]}
     done = reply.done
     if not request.loads_only:
-        body |= _present({"total_duration": done.total_ns, "load_duration": done.load_ns})
-        body |= _present({"prompt_eval_count": done.prompt_tokens})
+        counts = {"total_duration": done.total_ns, "load_duration": done.load_ns}
+        body |= _present(counts | {"prompt_eval_count": done.prompt_tokens})
     return encode(body)
 
 
@@ -217,7 +212,8 @@ def encoder(request: Completion, scribe: Scribe) -> Encoder:
             case ToolCall():
                 calls.append(_call(piece))
             case Done():
-                return [encode(_object(request, "", calls, scribe, piece, said="".join(text))) + b"\n"]
+                last = _object(request, "", calls, scribe, piece)
+                return [encode(_with_context(last, request, "".join(text))) + b"\n"]
             case Failure():
                 return [error(piece.error, scribe) + b"\n"]
             case _:
@@ -238,19 +234,18 @@ def _object(
     calls: list[Mapping[str, Any]],
     scribe: Scribe,
     done: Done | None,
-    said: str | None = None,
 ) -> dict[str, Any]:
     body: dict[str, Any] = {"model": request.model, "created_at": scribe.iso()}
     if request.route == "chat":
         body["message"] = {"role": "assistant", "content": text, **({"tool_calls": calls} if calls else {})}
     else:
         body["response"] = text
-    body["done"] = done is not None
-    if done is None:
+    body["done"] = done is not None and done.reason != ""
+    if done is None or not done.reason:
         return body
     body["done_reason"] = done.reason
     if request.route == "generate" and not request.loads_only and not request.raw:
-        body["context"] = _context(request, text if said is None else said)
+        body["context"] = []
     return body | _present(
         {
             "total_duration": done.total_ns,
@@ -263,15 +258,18 @@ def _object(
     )
 
 
+def _with_context(body: dict[str, Any], request: Completion, said: str) -> dict[str, Any]:
+    """The conversation as token numbers, where it has a place: here three bytes each, and how many of them count."""
+    if "context" in body:
+        raw = (request.prompt + said).encode()
+        numbers = (raw[i : i + 3] for i in range(0, len(raw), 3))
+        body["context"] = [len(three) << 24 | int.from_bytes(three, "big") for three in numbers]
+    return body
+
+
 def _call(call: ToolCall) -> Mapping[str, Any]:
     function = {"index": call.index, "name": call.name, "arguments": dict(call.arguments)}
     return {"id": call.id, "function": function}
-
-
-def _context(request: Completion, said: str) -> list[int]:
-    """The conversation as token numbers: here three bytes each, and how many of them count."""
-    raw = (request.prompt + said).encode()
-    return [len(raw[i : i + 3]) << 24 | int.from_bytes(raw[i : i + 3], "big") for i in range(0, len(raw), 3)]
 
 
 def _present(fields: Mapping[str, int]) -> dict[str, int]:

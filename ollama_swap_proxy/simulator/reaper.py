@@ -16,8 +16,6 @@ RECOVERY_LIMIT_S = 5.0
 RECOVERY_TICK_S = 0.25
 RETRY_BUSY_S = 0.01
 KILL_S = 0.002
-WRAPPED_BASELINE_SHARE = 0.25
-"""How often the wait for memory beside another runner ends at its first tick (3 of 12 runs) and not after 5 s."""
 
 
 class Reaper:
@@ -116,7 +114,7 @@ class Reaper:
         if not runner.size_vram:
             return
         if world.table:
-            wrapped = world.random.random() < WRAPPED_BASELINE_SHARE
+            wrapped = world.random.random() < world.faults.short_wait_beside_another
             await world.clock.sleep(world.scaled(RECOVERY_TICK_S if wrapped else RECOVERY_LIMIT_S))
             return
         waited_s = 0.0

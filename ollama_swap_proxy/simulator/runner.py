@@ -55,6 +55,8 @@ class Runner:
     timer_due: float = 0.0
     crashed: bool = False
     frozen: bool = False
+    hung: bool = False
+    """Its engine answers nothing, not even whether it is well."""
     ending: bool = False
     why: str = "expiry"
     gone: asyncio.Event = field(default_factory=asyncio.Event)
@@ -92,7 +94,7 @@ def effective_options(model: SimModel, options: Mapping[str, object], context_le
 
 def needs_reload(runner: Runner, wanted: Wanted) -> bool:
     """Whether this runner cannot serve that request as it is."""
-    if runner.crashed:
+    if runner.crashed or runner.hung:
         return True
     have, want = dict(runner.wanted.options), dict(wanted.options)
     if want.get("num_gpu") == -1:

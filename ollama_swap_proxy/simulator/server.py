@@ -177,7 +177,7 @@ class Front:
     def _ps(self, request: Request, cors: Headers) -> Answer:
         faults = self._faults
         blocked = faults.ps_block_s > 0 and self._random.random() < faults.ps_block_probability
-        if blocked or self._machine.reaper.killing is not None:
+        if blocked or self._machine.locked:
             return self._ps_later(request, cors, faults.ps_block_s if blocked else 0.0)
         return self._ps_now(cors)
 
@@ -191,7 +191,7 @@ class Front:
     async def _ps_later(self, request: Request, cors: Headers, seconds: float) -> None:
         if seconds:
             await self._machine.world.clock.sleep(seconds)
-        await self._machine.reaper.settled()
+        await self._machine.unlocked()
         await request.connection.answer(self._ps_now(cors))
 
     def _blob_head(self, request: Request, cors: Headers) -> Response:
@@ -259,10 +259,17 @@ def _progress(action: Callable[[bytes], tuple[bool, list[Mapping[str, Any]]]]) -
         except SimError as failure:
             await request.connection.answer(_failed(failure, cors))
             return
+        last = lines[-1]
+        body = encode({"error": last["error"]}) if "error" in last else encode(last)
+        kind = ("Content-Type", "application/json")
         if not stream:
-            last = lines[-1]
-            kind = ("Content-Type", "application/json")
-            await request.connection.answer(Response(500 if "error" in last else 200, [kind, *cors], encode(last)))
+            status = last.get("status", 500) if "error" in last else 200
+            await request.connection.answer(Response(status, [kind, *cors], body))
+            return
+        if len(lines) == 1 and "error" in last:
+            await request.connection.start_stream(last["status"], [kind, *cors])
+            await request.connection.chunk(body)
+            request.connection.end_stream()
             return
         await request.connection.start_stream(200, [("Content-Type", native.NDJSON_TYPE), *cors])
         for line in lines:

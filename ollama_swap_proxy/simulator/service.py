@@ -13,7 +13,7 @@ from random import Random
 from types import TracebackType
 from typing import Self
 
-from ollama_swap_proxy.simulator import anthropic, native, openai, responses
+from ollama_swap_proxy.simulator import anthropic, names, native, openai, responses
 from ollama_swap_proxy.simulator.inference import Inference
 from ollama_swap_proxy.simulator.ledger import Ledger
 from ollama_swap_proxy.simulator.library import Library
@@ -77,8 +77,9 @@ class SimulatedOllama:
         host: str = "127.0.0.1",
         port: int = 0,
         no_cloud: bool = True,
+        load_timeout_s: float = 300.0,
     ) -> None:
-        limits = Limits(max_loaded, num_parallel, max_queue, keep_alive_s, context_length, time_scale)
+        limits = Limits(max_loaded, num_parallel, max_queue, keep_alive_s, context_length, time_scale, load_timeout_s)
         self.faults = faults or Faults()
         random = Random(seed)  # noqa: S311 - chance, not secrets
         self.world = World(gpu or SimGPU(), limits, self.faults, Ledger(), random)
@@ -166,6 +167,17 @@ class SimulatedOllama:
         options = effective_options(manifest.model, {}, self.world.limits.context_length)
         wanted = Wanted(manifest.name.short, manifest.digest, manifest.model, options, keep_alive_s)
         self.machine.release(await self.machine.acquire(wanted))
+
+    def hang_engine(self, name: str) -> None:
+        """Stop a resident model's engine, as a stuck driver does.
+
+        It says nothing more; the next request for it finds that out in 20 s, in which /api/ps says nothing either.
+
+        Raises:
+            KeyError: it is not resident.
+        """
+        runner = {runner.wanted.name: runner for runner in self.world.table.values()}[names.parse(name).short]
+        runner.frozen = runner.hung = True
 
     # ---- the socket
 

@@ -129,19 +129,21 @@ class Store:
     def create(self, body: bytes) -> tuple[bool, list[Mapping[str, Any]]]:
         """POST /api/create: whether it streams, and its progress; an error in it is the last element.
 
+        An error that is the first element has the ``status`` of the answer with it.
+
         Raises:
             SimError: 400 for an invalid name or JSON.
         """
         found = decode(body, _CREATE, empty=EMPTY_BODY)
         text = found.get("model") or found.get("name") or ""
         if not names.parse(text).valid:
-            raise SimError(400, "invalid model name")
+            raise SimError(400, "invalid model name", early=True)
         stream = bool(found.get("stream", True))
         if found.get("from"):
             return stream, self._create_from(text, found)
         if found.get("files"):
             return stream, self._create_from_files(text, found)
-        raise SimError(400, "neither 'from' or 'files' was specified")
+        return stream, [{"error": "neither 'from' or 'files' was specified", "status": 400}]
 
     def pull(self, body: bytes) -> tuple[bool, list[Mapping[str, Any]]]:
         """POST /api/pull: there is no registry, but a name that is here is up to date.
@@ -153,7 +155,7 @@ class Store:
         text = found.get("model") or found.get("name") or ""
         name = names.parse(text)
         if not name.valid:
-            raise SimError(400, "invalid model name")
+            raise SimError(400, "invalid model name", early=True)
         stream = bool(found.get("stream", True))
         progress: list[Mapping[str, Any]] = [{"status": "pulling manifest"}]
         manifest = self.library.find(text)
@@ -178,7 +180,7 @@ class Store:
         found = decode(body, _PULL, empty=EMPTY_BODY)
         name = names.parse(found.get("model") or found.get("name") or "")
         if not name.valid:
-            raise SimError(400, "invalid model name")
+            raise SimError(400, "invalid model name", early=True)
         path = f"/models/manifests/{name.host}/{name.namespace}/{name.model}/{name.tag}"
         return bool(found.get("stream", True)), [
             {"status": "retrieving manifest"},
@@ -225,7 +227,7 @@ class Store:
         digest = next(iter(found["files"].values())).replace("-", ":").removeprefix("sha256:")
         if digest not in self.library.blobs:
             path = f"{BLOB_PREFIX}{digest}"
-            raise SimError(400, f"open {path}: no such file or directory")
+            return [{"error": f"open {path}: no such file or directory", "status": 500}]
         name = names.parse(text).short
         model = SimModel(
             name,
@@ -258,10 +260,10 @@ class Store:
         return self._machine.world.clock.wall()
 
 
-def details(model: SimModel) -> dict[str, Any]:
-    """The ``details`` object of tags, show and ps."""
+def details(model: SimModel, *, parent: str = "") -> dict[str, Any]:
+    """The ``details`` object of tags, show and ps; ps never tells the parent."""
     return {
-        "parent_model": "",
+        "parent_model": parent,
         "format": "gguf",
         "family": model.family,
         "families": [model.family],
@@ -289,14 +291,16 @@ def local_time(seconds: float) -> str:
 
 def _tag(manifest: Manifest) -> Mapping[str, Any]:
     model = manifest.model
-    more = {"context_length": model.context_length, "embedding_length": model.embedding_length}
+    more: dict[str, Any] = {"context_length": model.context_length, "embedding_length": model.embedding_length}
+    if model.quantization == "unknown":
+        more["quantization_level"] = "F32"  # only this list reads it from the weights
     return {
         "name": manifest.name.short,
         "model": manifest.name.short,
         "modified_at": local_time(manifest.modified_s),
         "size": model.size_bytes,
         "digest": manifest.digest,
-        "details": details(model) | more,
+        "details": details(model, parent=model.parent) | more,
         "capabilities": manifest.capabilities,
     }
 
@@ -323,7 +327,7 @@ def _show(manifest: Manifest) -> Mapping[str, Any]:
         **({"license": model.license} if model.license else {}),
         "modelfile": "\n".join(lines) + "\n",
         **optional,
-        "details": details(model),
+        "details": {**details(model), "parent_model": model.parent},
         "model_info": _model_info(model),
         "tensors": [{"name": "token_embd.weight", "type": "F32", "shape": [model.embedding_length, 8]}],
         "capabilities": manifest.capabilities,

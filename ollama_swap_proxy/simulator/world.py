@@ -25,6 +25,7 @@ class Limits:
     keep_alive_s: float = 300.0
     context_length: int = 4096
     time_scale: float = 1.0
+    load_timeout_s: float = 300.0
 
 
 @dataclass(slots=True)

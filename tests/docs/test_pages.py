@@ -1,0 +1,163 @@
+"""Pages as documented: links resolve, commands exist, words and codes are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ollama_swap_proxy import __version__
+from ollama_swap_proxy.cli import main
+from ollama_swap_proxy.core import endpoints
+from ollama_swap_proxy.upstream.heads import REQUEST_RULES
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "ollama_swap_proxy"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+OURS = [path for path in sorted(PACKAGE.rglob("*.py")) if "simulator" not in path.parts]
+
+
+def _read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def _table_words(page: str, heading: str = "") -> list[str]:
+    section = page.partition(heading)[2] if heading else page
+    return re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+
+
+def _anchors(page: str) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=[page.name for page in PAGES])
+def test_relative_links_resolve(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://")):
+            continue
+        name, _, anchor = target.partition("#")
+        there = (path.parent / name).resolve() if name else path
+        assert there.exists(), target
+        if anchor:
+            assert anchor in _anchors(there.read_text(encoding="utf-8")), target
+
+
+def test_make_targets_named_in_the_pages_exist() -> None:
+    targets = set(re.findall(r"^([a-z]+):", _read("Makefile"), re.MULTILINE))
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        named = set(re.findall(r"(?:^|`)make ([a-z]+)", text, re.MULTILINE))
+        assert named <= targets, f"{path.name}: {named - targets}"
+
+
+def test_commands_named_in_the_pages_exist() -> None:
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8")
+        named = set(re.findall(r"(?<!/)(?<!called )\bollama-swap-proxy ([a-z]+)\b", text))
+        assert named <= set(main.commands), f"{path.name}: {named - set(main.commands)}"  # type: ignore[attr-defined]
+
+
+def test_every_command_is_told_to_the_reader() -> None:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in PAGES)
+    for command in main.commands:  # type: ignore[attr-defined]
+        assert f"ollama-swap-proxy {command}" in text or f"make {command}" in text, command
+
+
+def test_the_changelog_has_this_version() -> None:
+    headings = re.findall(r"^## \[(.+?)\]", _read("CHANGELOG.md"), re.MULTILINE)
+    assert headings[0] == "Unreleased" if "dev" in __version__ else __version__ in headings
+
+
+def test_every_run_time_dependency_has_its_reason_and_there_are_at_most_ten() -> None:
+    wanted = [re.split(r"[<>=~!]", d)[0] for d in tomllib.loads(_read("pyproject.toml"))["project"]["dependencies"]]
+    section = _read("docs/design.md").partition("## What it stands on")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| ([a-z-]+) \|", section, re.MULTILINE)[1:] == sorted(wanted, key=section.index)
+    assert len(wanted) <= 10
+
+
+def test_the_design_names_every_room() -> None:
+    section = _read("docs/design.md").partition("## The rooms")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`([\w./]+)`", section))
+    for path in PACKAGE.iterdir():
+        if path.is_dir() and (path / "__init__.py").exists():
+            assert f"{path.name}/" in named, path.name
+        elif path.suffix == ".py" and not path.name.startswith("__"):
+            assert path.name in named, path.name
+
+
+def test_every_error_code_is_documented_and_no_other() -> None:
+    documented = _table_words(_read("docs/api.md"), "## Errors of ours")
+    assert set(documented) == set(_codes())
+
+
+def _codes() -> Iterator[str]:
+    for path in OURS:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func).rpartition(".")[2]
+            if called in {"ProxyError", "Rejection"} and node.args:
+                code = node.args[0]
+                yield from (c.value for c in ast.walk(code) if isinstance(c, ast.Constant) and isinstance(c.value, str))
+                if isinstance(code, ast.Name):
+                    yield from _assigned(ast.parse(path.read_text(encoding="utf-8")), code.id)
+
+
+def _assigned(tree: ast.Module, name: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
+            branches = [node.value.body, node.value.orelse] if isinstance(node.value, ast.IfExp) else [node.value]
+            yield from (b.value for b in branches if isinstance(b, ast.Constant) and isinstance(b.value, str))
+
+
+def test_no_text_of_ours_makes_the_ollama_cli_start_a_server_of_its_own() -> None:
+    for path in OURS:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
+                said = node.value.lower()
+                assert " refused" not in said, f"{path.name}:{node.lineno}"
+                assert "could not connect" not in said, f"{path.name}:{node.lineno}"
+
+
+def test_every_glossary_word_is_used_in_the_code() -> None:
+    code = "\n".join(path.read_text(encoding="utf-8") for path in OURS)
+    names = {
+        name.lower() for name in re.findall(r"\b(?:class|def) (\w+)|\b(\w+)\s*[:=(]", code) for name in name if name
+    }
+    used = "\n".join(sorted(names))
+    for line in re.findall(r"^\| ([a-z, -]+) \|", _read("docs/glossary.md"), re.MULTILINE)[1:]:
+        for word in line.split(", "):
+            stem = word.replace("-", "_").removesuffix("ion").removesuffix("e")
+            assert stem in used, f"the glossary has {word!r}, the code has not"
+
+
+def test_the_readme_lists_the_fate_of_every_request_header_that_does_not_simply_pass() -> None:
+    table = README.partition("Request headers")[2].partition("Everything else:")[0].lower()
+    for rule in REQUEST_RULES:
+        assert f"`{rule.name.decode()}`" in table, rule.name
+
+
+def test_the_readme_lists_every_gated_route() -> None:
+    sentence = README.partition("**Gated routes**")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`(/\S+)`", sentence)) == {endpoint.path for endpoint in endpoints.GATED}
+
+
+def test_what_is_said_of_ollama_is_backed_by_recordings() -> None:
+    named = set(re.findall(r"tests/transcripts/(\w+)\.json", _read("docs/ollama.md")))
+    assert len(named) > 15
+    for name in named:
+        assert (ROOT / "tests" / "transcripts" / f"{name}.json").exists()
+
+
+def test_log_lines_named_in_the_pages_exist() -> None:
+    steps = set(re.findall(r"`(\w+)`", _read("ollama_swap_proxy/core/commands.py").partition("class Step")[2]))
+    table = _read("docs/operations.md").partition("The ones to watch for:")[2].partition("\n## ")[0]
+    assert set(_table_words(table)) <= steps

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import aiohttp
 from yarl import URL
 
+from ollama_swap_proxy import logs
 from ollama_swap_proxy.addresses import Address
 from ollama_swap_proxy.config import Settings
 from ollama_swap_proxy.serving import Service
@@ -74,13 +75,14 @@ async def endless(session: aiohttp.ClientSession, base: URL, scale: float) -> st
     """Overlapping requests for A without end; one for B."""
     stop = asyncio.Event()
 
-    async def stream() -> None:
+    async def stream(offset_s: float) -> None:
+        await asyncio.sleep(offset_s)
         while not stop.is_set():
             await ask(session, base, "a", 50)
 
     async with asyncio.TaskGroup() as group:
-        for _ in range(3):
-            group.create_task(stream(), name="endless a")
+        for number in range(3):  # staggered, so that A is never idle
+            group.create_task(stream(number * scale / 3), name="endless a")
         await asyncio.sleep(2.0 * scale)
         waited_s = await ask(session, base, "b")
         stop.set()
@@ -135,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--time-scale", type=float, default=1.0, help="multiply the simulator's times")
     scale = parser.parse_args().time_scale
+    logs.configure(level="error")
     print(f"{'scene':<12} {'loads':>5} {'overlap s':>9} {'wall s':>8} {'floor s':>8} {'wall/floor':>10}")
     for number in range(len(SCENES)):
         scene = asyncio.run(measure(number, scale))

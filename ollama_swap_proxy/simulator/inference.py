@@ -26,10 +26,11 @@ from ollama_swap_proxy.simulator.generation import (
     Surface,
     collect,
 )
+from ollama_swap_proxy.simulator.http_head import Headers, Response
 from ollama_swap_proxy.simulator.library import Library, Manifest
 from ollama_swap_proxy.simulator.machine import Machine
 from ollama_swap_proxy.simulator.runner import Runner, Wanted, effective_options
-from ollama_swap_proxy.simulator.wire import Headers, Request, Response
+from ollama_swap_proxy.simulator.wire import Request
 
 CLOUD_OFF = "ollama cloud is disabled: remote model is unavailable"
 ZSTD_LIMIT = 20 << 20

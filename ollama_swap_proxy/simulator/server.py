@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 from ollama_swap_proxy.simulator import native, openai
 from ollama_swap_proxy.simulator.generation import SimError, Surface
 from ollama_swap_proxy.simulator.gojson import encode
+from ollama_swap_proxy.simulator.http_head import Headers, Response
 from ollama_swap_proxy.simulator.inference import Inference
 from ollama_swap_proxy.simulator.machine import Machine
 from ollama_swap_proxy.simulator.models import Faults
 from ollama_swap_proxy.simulator.store_api import Store
-from ollama_swap_proxy.simulator.wire import Headers, Request, Response
+from ollama_swap_proxy.simulator.wire import Request
 
 JSON = ("Content-Type", native.JSON_TYPE)
 PLAIN = ("Content-Type", "text/plain")
@@ -70,7 +71,7 @@ class Front:
             request.connection.abort()
             return _nothing()
         path = request.path
-        if not request.headers or (request.target[:1] == "/" and ("//" in path or "/." in path)):
+        if request.target[:1] == "/" and ("//" in path or "/." in path):
             moved = _cleaned(request, path)
             if moved is not None:
                 return moved

@@ -18,10 +18,11 @@ from ollama_swap_proxy.simulator.inference import Inference
 from ollama_swap_proxy.simulator.ledger import Ledger
 from ollama_swap_proxy.simulator.library import Library
 from ollama_swap_proxy.simulator.machine import Machine
+from ollama_swap_proxy.simulator.model_json import utc_time
 from ollama_swap_proxy.simulator.models import DEFAULT_MODELS, Faults, SimGPU, SimModel
 from ollama_swap_proxy.simulator.runner import Wanted, effective_options
 from ollama_swap_proxy.simulator.server import Front
-from ollama_swap_proxy.simulator.store_api import Store, utc_time
+from ollama_swap_proxy.simulator.store_api import Store
 from ollama_swap_proxy.simulator.wire import Connection
 from ollama_swap_proxy.simulator.world import Limits, World
 

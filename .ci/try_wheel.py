@@ -66,7 +66,7 @@ def try_run(command: Path, place: Path) -> None:
             curl = read_curl_line(process)
             done = subprocess.run(["bash", "-c", f"{curl} --fail --silent"], capture_output=True, text=True, check=True)
             answer = json.loads(done.stdout)
-            print(f"{curl.strip()}\n -> {answer['response']!r}")
+            print(f"{curl}\n -> {answer['response']!r}")
             if not (answer["done"] and "simulated" in answer["response"].lower()):
                 sys.exit("the answer does not say that it is simulated")
             process.send_signal(signal.SIGTERM)
@@ -85,7 +85,7 @@ def read_curl_line(process: subprocess.Popen[str]) -> str:
         if line.strip().startswith("curl"):
             if not told:
                 sys.exit("run did not say that it fell back to the simulated Ollama")
-            return line
+            return line.strip()
     sys.exit(f"run ended with {process.wait()} and printed no curl line")
 
 

@@ -57,7 +57,6 @@ class UpstreamPool:
                     self._host,
                     self._port,
                     ssl=self._tls,
-                    happy_eyeballs_delay=0.25,  # localhost may be ::1 or 127.0.0.1
                 )
         except TimeoutError:
             raise UpstreamFailed(f"no connection within {self._connect_timeout_s:g} s") from None

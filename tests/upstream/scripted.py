@@ -137,7 +137,11 @@ class Rig:
         sock.setblocking(False)
         if receive_buffer is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", self.port))
+        except BaseException:
+            sock.close()
+            raise
         side = Side(*await asyncio.open_connection(sock=sock, limit=receive_buffer or 2**22))
         self.clients.append(side)
         return side

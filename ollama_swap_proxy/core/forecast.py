@@ -33,8 +33,10 @@ class Forecast:
     The wait starts at 0, grows when a load spills that once fitted, and ends at ``settle_max_s``. A spill after the
     longest wait proves that lag is not the cause: then the wait from before that model's spills is taken up again.
 
-    ``fitted`` lay wholly in GPU memory once. ``suspects`` spilled at first sight though they should fit: their next load
-    comes after the longest wait, and decides. ``accepted`` spill whatever we do.
+    ``fitted`` lay wholly in GPU memory once. ``suspects`` spilled at first sight though they may fit: no larger than what
+    was seen resident, or what spilled is no more than what had just been freed (else the largest of several models would
+    spill at each swap, and never be found out). Their next load comes after the longest wait, and decides.
+    ``accepted`` spill whatever we do.
     """
 
     settle_max_s: float
@@ -61,8 +63,14 @@ class Forecast:
         """Return the wait between the last unload and the load of this target, in seconds."""
         return self.settle_max_s if target in self.suspects else self.settle_s
 
-    def note_load(self, loaded: Resident, target: Variant, waited_s: float, largest_vram_bytes: int) -> Spill:
-        """Learn from a confirmed load whether memory had come back; ``waited_s`` is the settle wait before it."""
+    def note_load(
+        self, loaded: Resident, target: Variant, waited_s: float, *, largest_vram_bytes: int, freed_bytes: int
+    ) -> Spill:
+        """Learn from a confirmed load whether memory had come back.
+
+        ``waited_s`` is the settle wait before it, ``largest_vram_bytes`` the most that was ever resident together,
+        ``freed_bytes`` the GPU memory of what had disappeared since the load before.
+        """
         if loaded.spilled_bytes == 0:
             if loaded.size_vram_bytes > 0:
                 self._note_fit(target)
@@ -76,7 +84,8 @@ class Forecast:
             self.settle_s = before_s
             self._accept(target)
             return Spill.ACCEPTED
-        if target in self.accepted or longest_waited or loaded.size_bytes > largest_vram_bytes:
+        may_fit = loaded.size_bytes <= largest_vram_bytes or loaded.spilled_bytes <= freed_bytes
+        if target in self.accepted or longest_waited or not may_fit:
             self._accept(target)
             return Spill.ACCEPTED
         self.suspects.add(target)

@@ -121,7 +121,15 @@ def _finish(state: State, swap: Swap, loaded: Resident, now: float) -> None:
 def _learn(state: State, swap: Swap, loaded: Resident) -> None:
     target, forecast = swap.target, state.forecast
     settle_before_s = forecast.settle_s
-    spill = forecast.note_load(loaded, target, swap.settled_for_s, state.residency.largest_vram_bytes)
+    residency = state.residency
+    spill = forecast.note_load(
+        loaded,
+        target,
+        swap.settled_for_s,
+        largest_vram_bytes=residency.largest_vram_bytes,
+        freed_bytes=residency.vram_freed_bytes,
+    )
+    residency.vram_freed_bytes = 0
     if spill is not Spill.NONE:
         state.say(
             "spill_found",

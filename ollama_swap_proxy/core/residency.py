@@ -46,6 +46,8 @@ class Residency:
     outdated_at: float = float("-inf")
     first_expiry_at: float = float("inf")
     vram_freed_at: float = float("-inf")
+    vram_freed_bytes: int = 0
+    """GPU memory of what has disappeared since the last load of ours: as much may have been on its way back then."""
     largest_vram_bytes: int = 0
 
     def take_in(self, report: Report, now: float) -> Change | None:
@@ -59,6 +61,7 @@ class Residency:
             self.leaving.discard(resident.key)
             if resident.size_vram_bytes > 0:
                 self.vram_freed_at = now
+                self.vram_freed_bytes += resident.size_vram_bytes
         for key in [key for key, since in self.options_since.items() if key not in listed and since <= report.asked_at]:
             del self.options[key], self.options_since[key]
         self.residents = listed

@@ -205,6 +205,17 @@ def test_a_spill_teaches_the_settle_wait_and_is_undone():
     assert len(world.said("spill_found")) <= 4
 
 
+def test_the_largest_of_several_models_does_not_spill_at_every_swap():
+    """It was never seen to fit, and nothing as large was ever resident; what it lacks is what was just freed."""
+    world = World(vram_lag_s=0.8)
+    world.sizes = {"a": 800, "b": 1000}
+    for turn in range(12):
+        world.ask("ab"[turn % 2], at=turn * 30.0, hold_s=0.5)
+    world.run()
+    assert not any(spilled for _, spilled in world.residents.values())
+    assert len(world.said("spill_found")) <= 4
+
+
 def test_without_lag_nobody_waits_for_memory():
     world = World()
     for turn in range(6):

@@ -47,6 +47,8 @@ class World:
     ps_s: float = 0.005
     vram_lag_s: float = 0.0
     vram_bytes: int = 1000
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Of models that are not ``vram_bytes`` large."""
     ps_is_safe: bool = True
     unreachable: bool = False
     ps_broken: str | None = None
@@ -246,10 +248,10 @@ class World:
         self.at(self.now + self.ps_s, answer)
 
     def _listed(self) -> tuple[Resident, ...]:
-        size = self.vram_bytes
         return tuple(
             Resident(key, key, f"d-{key}", size, size // 2 if spilled else size)
             for key, (_, spilled) in self.residents.items()
+            for size in [self.sizes.get(key, self.vram_bytes)]
         )
 
     # --- reading ----------------------------------------------------------------------------------------------------

@@ -1,0 +1,165 @@
+"""A reduced body is judged like the whole one, stays small, and costs bounded work at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ollama_swap_proxy.core import endpoints, json_fields, requests
+from ollama_swap_proxy.core.json_fields import BadJSON, Fields
+from ollama_swap_proxy.core.skeleton import SIZE_LIMIT_BYTES, STEPS_A_PAUSE, VALUE_LIMIT_BYTES, Keep, Skeleton
+from tests.core.documents import bodies, cuts
+
+RULES = {"model": Keep.VALUE, "prompt": Keep.SHAPE, "messages": Keep.SHAPE, "options": {"num_ctx": Keep.VALUE}}
+
+
+def reduce(pieces: Iterable[bytes], rules=RULES) -> Fields:
+    skeleton = Skeleton(rules)
+    for piece in pieces:
+        for _ in skeleton.feed(piece):
+            pass
+    return skeleton.fields()
+
+
+def test_values_are_kept_and_the_rest_is_shape():
+    body = {
+        "model": "small",
+        "prompt": "A" * 100_000,
+        "messages": [{"role": "user", "images": ["B" * 100_000]}],
+        "options": {"num_ctx": 8192, "stop": ["x"], "unknown": {"a": [1]}},
+        "unknown": [[[]]],
+    }
+    fields = reduce([json.dumps(body).encode()])
+    assert fields.members == (
+        ("model", "small"),
+        ("prompt", "..."),
+        ("messages", [0]),
+        ("options", (("num_ctx", 8192),)),
+    )
+    assert fields.certain
+
+
+@pytest.mark.parametrize(
+    ("given_json", "shape"),
+    [
+        ('""', ""),
+        ('"x"', "x"),
+        ("[ ]", []),
+        ("[ [] ]", [0]),
+        ("{\n}", ()),
+        ('{"a":"}"}', (("", 0),)),
+        ("12", 12),
+        ("null", None),
+        ("true", True),
+        (r'"\\"', "\\"),
+        (r'"a\"]}"', 'a"]}'),
+    ],
+)
+def test_shapes_keep_type_and_emptiness(given_json, shape):
+    assert reduce([f'{{"prompt":{given_json}}}'.encode()]).members == (("prompt", shape),)
+
+
+def test_duplicates_are_all_kept_in_order():
+    fields = reduce([b'{"model":"a","MODEL":null,"\\u006dodel":"b","options":{"num_ctx":1},"options":{"num_ctx":2}}'])
+    assert list(fields.every("model")) == ["a", None, "b"]
+    assert fields.merged("options") == {"num_ctx": 2}
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"  ", b"\xef\xbb\xbf{}", b"[1,2]", b"12", b'{"a":[', b'{"a":"x', b'{"a":1,}', b"{a:1}"]
+)
+def test_what_is_certainly_no_json_object_is_refused(body):
+    with pytest.raises(BadJSON):
+        reduce([body])
+    with pytest.raises(BadJSON):
+        reduce([body[i : i + 1] for i in range(len(body))])
+
+
+def test_nothing_after_the_object_matters():
+    skeleton = Skeleton(RULES)
+    assert not list(skeleton.feed(b'{"model":"a"} {"model":"b"}'))
+    assert skeleton.is_finished
+    assert not list(skeleton.feed(b"[" * 100_000))
+    assert skeleton.fields().plain("model") == "a"
+
+
+def test_a_value_too_long_to_keep_makes_the_result_uncertain():
+    assert not reduce([b'{"model":"' + b" " * (VALUE_LIMIT_BYTES + 1) + b'small"}']).certain
+    assert not reduce([b'{"options":{"num_ctx":' + b"1" * 600 + b"}}"]).certain
+    assert reduce([b'{"prompt":' + b"1" * 600 + b"}"]).certain
+
+
+def test_a_flood_of_one_field_stays_small_and_is_uncertain():
+    skeleton = Skeleton(RULES)
+    for _ in skeleton.feed(b'{"model":"a"' + b',"model":"b"' * 100_000 + b"}"):
+        pass
+    assert sum(map(len, skeleton._kept)) < SIZE_LIMIT_BYTES + 2 * VALUE_LIMIT_BYTES
+    assert not skeleton.fields().certain
+    assert skeleton.fields().plain("model") == "b"
+
+
+HOSTILE = {
+    "brackets": b"[" * 60_000,
+    "pairs of brackets": b"[],{}," * 10_000,
+    "empty strings": b'"",' * 20_000,
+    "tiny objects": b'{"":0},' * 9_000,
+}
+
+
+@pytest.mark.parametrize("filling", HOSTILE)
+@pytest.mark.parametrize("start", [b'{"messages":[', b'{"unknown":['])
+def test_hostile_containers_are_read_in_portions(filling, start):
+    skeleton = Skeleton(RULES)
+    data = start + HOSTILE[filling]
+    pauses = sum(1 for _ in skeleton.feed(data))
+    items = sum(data.count(char) for char in (b"[", b"]", b"{", b"}")) + data.count(b'"') // 2
+    assert pauses >= items // STEPS_A_PAUSE - 1
+
+
+def test_tiny_keys_are_read_in_portions():
+    skeleton = Skeleton(RULES)
+    pauses = sum(1 for _ in skeleton.feed(b"{" + b'"":0,' * 13_000))
+    assert pauses >= 13_000 * 3 // STEPS_A_PAUSE - 1
+    assert not skeleton._kept[1:]
+
+
+@pytest.mark.parametrize("filling", [b"A" * 200_000, b"\\n" * 100_000, b'\\"' * 100_000, b"\xff" * 200_000])
+def test_strings_cost_no_steps_whatever_is_in_them(filling):
+    skeleton = Skeleton(RULES)
+    assert not list(skeleton.feed(b'{"prompt":"' + filling))
+    assert skeleton._steps < 10
+
+
+def test_one_byte_at_a_time_keeps_nothing_but_a_token():
+    skeleton = Skeleton(RULES)
+    for byte in b'{"unknown":"' + b"\\u0041" * 500 + b'","model":"small"}':
+        list(skeleton.feed(bytes([byte])))
+        assert len(skeleton._data) < 10
+    assert skeleton.fields().plain("model") == "small"
+
+
+@settings(max_examples=400)
+@given(st.data())
+def test_the_skeleton_and_the_whole_body_are_judged_alike(data):
+    body = data.draw(bodies())
+    pieces = data.draw(cuts(body))
+    for endpoint in endpoints.GATED[:-1]:
+        try:
+            reduced = requests.judge(endpoint, reduce(pieces, requests.RULES))
+        except BadJSON:
+            with pytest.raises(BadJSON):
+                json_fields.read(body)
+            return
+        try:
+            whole = requests.judge(endpoint, json_fields.read(body))
+        except BadJSON:
+            return  # a mistake in what the skeleton leaves out: in doubt, a lease
+        assert {**as_dict(reduced), "reason": ""} == {**as_dict(whole), "reason": ""}
+
+
+def as_dict(intent: requests.Intent) -> dict[str, object]:
+    return {name: getattr(intent, name) for name in intent.__slots__}

@@ -83,10 +83,9 @@ def _room(dotted: str) -> str:
 
 
 def _imports(tree: ast.AST, *, at_import: bool = False) -> Iterator[str]:
-    """Yield every imported module's full name; ``at_import`` leaves out those inside functions."""
-    inside = {
-        id(node) for function in ast.walk(tree) if isinstance(function, _FUNCTIONS) for node in ast.walk(function)
-    }
+    """Yield every imported module's full name; ``at_import`` leaves out what runs later (in functions) or never (types)."""
+    later = [node for node in ast.walk(tree) if isinstance(node, _FUNCTIONS) or _is_for_types(node)]
+    inside = {id(node) for block in later for node in ast.walk(block)}
     for node in ast.walk(tree):
         if at_import and id(node) in inside:
             continue

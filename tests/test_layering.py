@@ -83,7 +83,7 @@ def _room(dotted: str) -> str:
 
 
 def _imports(tree: ast.AST, *, at_import: bool = False) -> Iterator[str]:
-    """Yield every imported module's full name; ``at_import`` leaves out what runs later (in functions) or never (types)."""
+    """Yield every imported module's full name; ``at_import`` leaves out functions and what is for types only."""
     later = [node for node in ast.walk(tree) if isinstance(node, _FUNCTIONS) or _is_for_types(node)]
     inside = {id(node) for block in later for node in ast.walk(block)}
     for node in ast.walk(tree):

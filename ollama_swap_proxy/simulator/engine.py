@@ -10,7 +10,6 @@ import hashlib
 import itertools
 import json
 import math
-import struct
 from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from ollama_swap_proxy.simulator.generation import Completion, Done, Failure, Piece, SimError, Token, ToolCall, Vectors
@@ -158,21 +157,12 @@ def content_of(message: object) -> str:
 
 @functools.lru_cache(maxsize=1024)
 def vector(text: str, length: int) -> list[float]:
-    """A unit vector that depends on the text alone; each number is a float32, as short as Go writes it."""
+    """A unit vector that depends on the text alone."""
     raw = hashlib.shake_256(text.encode("utf-8", "replace")).digest(2 * length)
     numbers = [int.from_bytes(raw[2 * i : 2 * i + 2], "big") - 32768 + 0.5 for i in range(length)]
     norm = math.sqrt(sum(n * n for n in numbers))
-    return [_float32(n / norm) for n in numbers]
-
-
-def _float32(value: float) -> float:
-    """The number with the fewest digits that is the same float32."""
-    packed = struct.pack("f", value)
-    for digits in (7, 8):
-        shorter = float(f"{value:.{digits}g}")
-        if struct.pack("f", shorter) == packed:
-            return shorter
-    return float(f"{value:.9g}")
+    # With six digits a number is its own shortest float32, which is what Go writes.
+    return [float(f"{n / norm:.6g}") for n in numbers]
 
 
 def _split(text: str) -> list[str]:

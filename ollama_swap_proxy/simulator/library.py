@@ -31,7 +31,12 @@ class Manifest:
         model = self.model
         if model.embed:
             return ["embedding"]
-        flags = {"vision": model.vision, "tools": model.tools, "thinking": model.thinking}
+        # A model whose chat template is the engine's own can call tools without saying so here (recorded: toolman).
+        flags = {
+            "vision": model.vision,
+            "tools": model.tools and ".Tools" in model.template,
+            "thinking": model.thinking,
+        }
         return ["completion", *(name for name, on in flags.items() if on)]
 
 

@@ -161,6 +161,7 @@ class Faults:
             self._watcher()
 
 
+_TEMPLATE = "{{ if .Tools }}{{ .Tools }}{{ end }}{{ .Prompt }}"
 DEFAULT_MODELS = (
     SimModel(
         "sim-llama3.1:8b",
@@ -169,6 +170,7 @@ DEFAULT_MODELS = (
         token_ms=18,
         prompt_ms=40,
         tools=True,
+        template=_TEMPLATE,
         parameter_size="8.0B",
         quantization="Q4_K_M",
         reply="This is a simulated answer from sim-llama3.1: no model was run and no weights were read.",
@@ -180,6 +182,7 @@ DEFAULT_MODELS = (
         token_ms=16,
         prompt_ms=35,
         tools=True,
+        template=_TEMPLATE,
         family="qwen2",
         parameter_size="7.6B",
         quantization="Q4_K_M",

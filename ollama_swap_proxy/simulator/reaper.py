@@ -15,6 +15,8 @@ from ollama_swap_proxy.simulator.world import World
 RECOVERY_LIMIT_S = 5.0
 RECOVERY_TICK_S = 0.25
 RETRY_BUSY_S = 0.01
+ENOUGH_SHARE = 0.75
+"""The wait ends when so much of the victim's memory has come back."""
 KILL_S = 0.002
 
 
@@ -81,9 +83,9 @@ class Reaper:
                 await world.clock.sleep(world.scaled(world.faults.slow_unload_s))
             while runner.refs > 0:
                 await world.clock.sleep(RETRY_BUSY_S)
-            others = set(world.card.returning)
+            free_before = world.card.free_bytes
             await self._kill(runner)
-            await self._await_recovery(runner, others)
+            await self._await_recovery(runner, free_before)
             self._gone()
 
     async def _kill(self, runner: Runner) -> None:
@@ -108,7 +110,7 @@ class Reaper:
         runner.gone.set()
         self.return_memory(runner.number, runner.wanted.name)
 
-    async def _await_recovery(self, runner: Runner, returning_before: set[int]) -> None:
+    async def _await_recovery(self, runner: Runner, free_before: int) -> None:
         """Right when it was alone on the card; beside another runner a lottery: 5 s too long, or nothing at all."""
         world = self._world
         if not runner.size_vram:
@@ -121,5 +123,7 @@ class Reaper:
         while waited_s < RECOVERY_LIMIT_S:
             await world.clock.sleep(world.scaled(RECOVERY_TICK_S))
             waited_s += RECOVERY_TICK_S
-            if returning_before or runner.number not in world.card.returning:
+            # The difference is unsigned: a newcomer that took memory meanwhile ends the wait too.
+            recovered = world.card.free_bytes - free_before
+            if recovered < 0 or recovered > ENOUGH_SHARE * runner.size_vram:
                 return

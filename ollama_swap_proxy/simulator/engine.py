@@ -67,7 +67,7 @@ class Engine:
         await self._pause(runner, begun + world.scaled(model.prompt_ms * slow / 1000))
         prompt_ns = _ns(world.now - begun)
         if request.route in {"embed", "embeddings"}:
-            yield Vectors([vector(text, model.embedding_length) for text in request.inputs])
+            yield Vectors([vector(model.weights_digest, text, model.embedding_length) for text in request.inputs])
             yield Done("stop", count, 0, _ns(world.now - arrived), load_ns, prompt_ns, 0)
             return
         call = self._tool_call(request, model)
@@ -156,9 +156,9 @@ def content_of(message: object) -> str:
 
 
 @functools.lru_cache(maxsize=1024)
-def vector(text: str, length: int) -> list[float]:
-    """A unit vector that depends on the text alone."""
-    raw = hashlib.shake_256(text.encode("utf-8", "replace")).digest(2 * length)
+def vector(weights: str, text: str, length: int) -> list[float]:
+    """A unit vector that depends on the weights and the text alone."""
+    raw = hashlib.shake_256(f"{weights} {text}".encode("utf-8", "replace")).digest(2 * length)
     numbers = [int.from_bytes(raw[2 * i : 2 * i + 2], "big") - 32768 + 0.5 for i in range(length)]
     norm = math.sqrt(sum(n * n for n in numbers))
     # With six digits a number is its own shortest float32, which is what Go writes.

@@ -6,6 +6,7 @@ Key order: as recorded (tests/transcripts: generate_chat, embeddings, tools, pre
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from typing import Any
 
@@ -196,7 +197,7 @@ def answer_embed(request: Completion, reply: Reply, _scribe: Scribe) -> bytes:
 
 def answer_embeddings(_request: Completion, reply: Reply, _scribe: Scribe) -> bytes:
     """The object of /api/embeddings."""
-    return encode({"embedding": [float(n) for n in reply.vectors[0]] if reply.vectors else []})
+    return encode({"embedding": [_widened(n) for n in reply.vectors[0]] if reply.vectors else []})
 
 
 def encoder(request: Completion, scribe: Scribe) -> Encoder:
@@ -270,6 +271,12 @@ def _with_context(body: dict[str, Any], request: Completion, said: str) -> dict[
 def _call(call: ToolCall) -> Mapping[str, Any]:
     function = {"index": call.index, "name": call.name, "arguments": dict(call.arguments)}
     return {"id": call.id, "function": function}
+
+
+def _widened(number: float) -> float:
+    """A float32 as the float64 that Ollama makes of it here."""
+    widened: float = struct.unpack("f", struct.pack("f", number))[0]
+    return widened
 
 
 def _present(fields: Mapping[str, int]) -> dict[str, int]:

@@ -158,8 +158,7 @@ class Gate:
         return self._scheduler.snapshot(self._loop.time())
 
     def start(self) -> None:
-        """Begin: learn the version and what is resident."""
-        self._spawn("identify upstream", self._identify())
+        """Begin: the first thing that the scheduler asks for is a report, and before it goes the version."""
         self.tell(events.TimePassed())
 
     async def close(self) -> None:

@@ -1,0 +1,74 @@
+"""What loads teach: their cost, and how late memory comes back."""
+
+from __future__ import annotations
+
+from ollama_swap_proxy.core.forecast import Forecast, Spill
+from ollama_swap_proxy.core.tickets import Resident, Variant
+
+A, B = Variant("a"), Variant("b")
+SIZE = 1000
+
+
+def _note(forecast: Forecast, vram: int, waited_s: float = 0.0, *, largest: int = 0, freed: int = 0) -> Spill:
+    loaded = Resident("a", "a:latest", "d", SIZE, vram)
+    return forecast.note_load(loaded, A, waited_s, largest_vram_bytes=largest, freed_bytes=freed)
+
+
+def test_an_unknown_swap_costs_what_others_cost_on_average() -> None:
+    forecast = Forecast(6.0)
+    assert forecast.swap_cost_s(A) > 0
+    forecast.note_swap(A, 2.0)
+    assert forecast.swap_cost_s(A) == 2.0
+    assert forecast.swap_cost_s(B) == 2.0
+
+
+def test_a_new_duration_counts_more_than_it_would_in_a_plain_mean_but_not_alone() -> None:
+    forecast = Forecast(6.0)
+    for took_s in (10.0, 10.0, 10.0, 10.0, 20.0):
+        forecast.note_swap(A, took_s)
+    assert 12.0 < forecast.swap_cost_s(A) < 20.0
+
+
+def test_nothing_is_waited_for_until_a_load_spills_that_once_fitted() -> None:
+    forecast = Forecast(6.0)
+    assert _note(forecast, SIZE) is Spill.NONE
+    assert forecast.settle_before_s(A) == 0.0
+    waits = []
+    for _ in range(5):
+        assert _note(forecast, 600, forecast.settle_s) is Spill.RELOAD
+        waits.append(forecast.settle_s)
+    assert waits == [0.5, 1.0, 2.0, 4.0, 6.0]
+
+
+def test_a_spill_after_the_longest_wait_proves_that_lag_is_not_the_cause() -> None:
+    forecast = Forecast(6.0)
+    _note(forecast, SIZE)
+    for _ in range(5):
+        _note(forecast, 600, forecast.settle_s)
+    assert _note(forecast, 600, 6.0) is Spill.ACCEPTED
+    assert forecast.settle_s == 0.0
+    assert _note(forecast, 600, 0.0) is Spill.ACCEPTED
+
+
+def test_a_model_first_seen_spilled_is_tried_once_after_the_longest_wait() -> None:
+    forecast = Forecast(6.0)
+    assert _note(forecast, 600, largest=SIZE) is Spill.RELOAD
+    assert forecast.settle_before_s(A) == 6.0
+    assert forecast.settle_before_s(B) == 0.0
+    assert _note(forecast, SIZE, 6.0) is Spill.NONE
+    assert forecast.settle_before_s(A) == 0.5  # only the wait was different: it was lag
+
+
+def test_a_model_larger_than_anything_seen_is_left_as_it_is() -> None:
+    assert _note(Forecast(6.0), 600, largest=SIZE - 1, freed=100) is Spill.ACCEPTED
+
+
+def test_a_spill_no_larger_than_what_was_just_freed_is_suspected_of_lag() -> None:
+    assert _note(Forecast(6.0), 600, largest=SIZE - 1, freed=400) is Spill.RELOAD
+
+
+def test_a_load_on_the_cpu_alone_teaches_nothing() -> None:
+    forecast = Forecast(6.0)
+    loaded = Resident("a", "a:latest", "d", 0, 0)
+    assert forecast.note_load(loaded, A, 0.0, largest_vram_bytes=0, freed_bytes=0) is Spill.NONE
+    assert A not in forecast.fitted

@@ -1,0 +1,95 @@
+"""What reports change, when a view is fresh, and who must go for whom."""
+
+from __future__ import annotations
+
+from ollama_swap_proxy.core.residency import Residency, may_be_together
+from ollama_swap_proxy.core.tickets import Report, Resident, Variant
+
+A, B = Variant("a"), Variant("b")
+
+
+def _resident(key: str, vram: int = 100, expires_in_s: float | None = None) -> Resident:
+    return Resident(key, f"{key}:latest", f"digest-{key}", vram, vram, expires_in_s)
+
+
+def _view(*keys: str, at: float = 1.0) -> Residency:
+    view = Residency()
+    view.take_in(Report(at, at, tuple(map(_resident, keys))), at)
+    return view
+
+
+def test_residency_is_exclusive() -> None:
+    assert may_be_together([A])
+    assert may_be_together([A, A])
+    assert not may_be_together([A, B])
+    assert not may_be_together([A, Variant("a", "num_ctx=1")])
+
+
+def test_a_report_says_who_appeared_and_who_is_gone() -> None:
+    view = _view("a")
+    change = view.take_in(Report(2.0, 2.1, (_resident("b"),)), 2.1)
+    assert change is not None
+    assert [r.key for r in change.found] == ["b"]
+    assert [r.key for r in change.gone] == ["a"]
+    assert view.vram_freed_at == 2.1
+
+
+def test_an_older_report_changes_nothing() -> None:
+    view = _view("a", at=5.0)
+    assert view.take_in(Report(4.0, 6.0, ()), 6.0) is None
+    assert "a" in view.residents
+
+
+def test_a_victim_without_vram_starts_no_settle_clock() -> None:
+    view = Residency()
+    view.take_in(Report(1.0, 1.0, (_resident("a", vram=0),)), 1.0)
+    view.take_in(Report(2.0, 2.0, ()), 2.0)
+    assert view.vram_freed_at == float("-inf")
+
+
+def test_nothing_is_fresh_before_the_first_report_after_its_age_or_once_outdated() -> None:
+    assert not Residency().is_fresh(0.0, 1.0)
+    view = _view("a", at=1.0)
+    assert view.is_fresh(2.0, 1.0)
+    assert not view.is_fresh(2.1, 1.0)
+    view.outdated_at = 1.5
+    assert not view.is_fresh(1.6, 1.0)
+
+
+def test_a_view_is_not_fresh_past_a_residents_expiry() -> None:
+    view = Residency()
+    view.take_in(Report(1.0, 1.0, (_resident("a", expires_in_s=0.3),)), 1.0)
+    assert view.is_fresh(1.2, 1.0)
+    assert not view.is_fresh(1.4, 1.0)
+
+
+def test_options_are_unknown_until_learned_and_forgotten_when_the_model_is_gone() -> None:
+    view = _view("a")
+    assert view.holds_unknown_variant("a")
+    assert not view.holds(A)
+    view.learn_options(A, 1.0)
+    assert view.holds(A)
+    view.take_in(Report(2.0, 2.0, ()), 2.0)
+    view.take_in(Report(3.0, 3.0, (_resident("a"),)), 3.0)
+    assert view.holds_unknown_variant("a")
+
+
+def test_a_report_from_before_the_load_does_not_make_its_options_forgotten() -> None:
+    view = _view()
+    view.learn_options(A, 5.0)
+    view.take_in(Report(4.9, 5.1, ()), 5.1)
+    view.take_in(Report(5.2, 5.2, (_resident("a"),)), 5.2)
+    assert view.holds(A)
+
+
+def test_everybody_else_must_go_and_the_target_itself_only_with_other_options() -> None:
+    view = _view("b", "a")
+    assert [r.key for r in view.victims_for(A)] == ["b"]
+    view.learn_options(Variant("a", "num_ctx=1"), 1.0)
+    assert [r.key for r in view.victims_for(A)] == ["a", "b"]
+    assert [r.key for r in view.victims_for(Variant("c"))] == ["a", "b"]
+
+
+def test_a_foreign_resident_may_be_tried_only_when_it_is_alone() -> None:
+    assert _view("a").may_be_tried("a")
+    assert not _view("a", "b").may_be_tried("a")

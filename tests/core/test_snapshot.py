@@ -1,0 +1,59 @@
+"""The picture for the operator: who is resident, who waits and since when, ready for JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from ollama_swap_proxy.core import events
+from ollama_swap_proxy.core.policy import Policy
+from ollama_swap_proxy.core.scheduler import Scheduler
+from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Variant
+
+RECIPE = LoadRecipe("/api/generate", b"{}")
+
+
+def _ticket(number: int, key: str, at: float) -> Ticket:
+    return Ticket(number, Variant(key), f"{key}:latest", at, RECIPE, client="10.0.0.1")
+
+
+def _scheduler() -> Scheduler:
+    scheduler = Scheduler(Policy(), 0.0)
+    resident = Resident("a", "a:latest", "d", 100, 80, expires_in_s=30.0)
+    scheduler.handle(events.ResidencyObserved(Report(0.0, 0.1, (resident,))), 0.1)
+    return scheduler
+
+
+def test_before_the_first_report_nothing_is_claimed() -> None:
+    seen = Scheduler(Policy(), 0.0).snapshot(5.0)
+    assert seen.report_age_s is None
+    assert (seen.residents, seen.lines, seen.leases, seen.swap) == ((), (), (), None)
+
+
+def test_residents_show_their_sizes_and_that_their_options_are_unknown() -> None:
+    (resident,) = _scheduler().snapshot(1.1).residents
+    assert (resident.name, resident.size_bytes, resident.size_vram_bytes, resident.spilled_bytes) == (
+        "a:latest",
+        100,
+        80,
+        20,
+    )
+    assert resident.options is None
+    assert _scheduler().snapshot(1.1).report_age_s == 1.0
+
+
+def test_who_runs_and_who_waits_is_told_apart_with_the_reason_of_the_swap() -> None:
+    scheduler = _scheduler()
+    scheduler.handle(events.Arrived(_ticket(1, "a", 0.2)), 0.2)
+    scheduler.handle(events.Arrived(_ticket(2, "b", 1.0)), 1.0)
+    seen = scheduler.snapshot(2.0)
+    assert [(lease.id, lease.client) for lease in seen.leases] == [(1, "10.0.0.1")]
+    assert [(line.name, line.waiting, line.longest_wait_s) for line in seen.lines] == [("b:latest", 1, 1.0)]
+
+
+def test_it_is_plain_json() -> None:
+    scheduler = _scheduler()
+    scheduler.handle(events.Arrived(_ticket(1, "b", 0.2)), 0.2)
+    picture = json.loads(json.dumps(dataclasses.asdict(scheduler.snapshot(0.3))))
+    assert picture["swap"]["target"] == "b:latest"
+    assert picture["swap"]["victims"] == ["a:latest"]

@@ -17,7 +17,8 @@ TRANSCRIPTS = Path(__file__).parents[1] / "transcripts"
 def _recorded(group: str, path: str) -> list[bytes]:
     exchanges: list[dict[str, Any]] = json.loads((TRANSCRIPTS / f"{group}.json").read_text(encoding="utf-8"))
     good = [e["response"] for e in exchanges if e["request"]["path"] == path and e["response"]["status"] == 200]
-    return [response["body"].encode() for response in good if response.get("body")]
+    whole = [r.get("body") or "".join(chunk["text"] for chunk in r.get("chunks", ())) for r in good]
+    return [body.encode() for body in whole if body]
 
 
 def test_every_recorded_report_is_read() -> None:

@@ -100,11 +100,14 @@ class Service:
     async def _open_admin(self, gate: Gate) -> Address:
         settings = self.settings
         runner = web.AppRunner(
-            operator_app(gate.snapshot, str(settings.upstream)), access_log=None, handle_signals=False
+            operator_app(gate.snapshot, str(settings.upstream)),
+            access_log=None,
+            handle_signals=False,
+            shutdown_timeout=1.0,
         )
         await runner.setup()
         self._exit.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, settings.admin.host, settings.admin.port, shutdown_timeout=1.0).start()
+        await web.TCPSite(runner, settings.admin.host, settings.admin.port).start()
         return _address([address[:2] for address in runner.addresses])
 
     async def stop(self, grace_s: float | None = None) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import shlex
+import signal
 import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientSession, web
 from aiohttp.test_utils import TestServer
 from yarl import URL
 
 from ollama_swap_proxy.addresses import Address
-from ollama_swap_proxy.first_run import announcement, answers, find_model
+from ollama_swap_proxy.config import load_settings
+from ollama_swap_proxy.first_run import announcement, answers, find_model, run
 
 _MODELS: list[dict[str, Any]] = [
     {"name": "big:70b", "size": 900},
@@ -70,3 +75,36 @@ def test_the_announcement_names_an_address_that_can_be_connected_to() -> None:
     assert "0.0.0.0" not in text
     assert "curl http://127.0.0.1:11435/api/generate -d '" in text
     assert """'{"model": "it'"'"'s:1b",""" in text
+
+
+async def test_run_serves_a_simulated_ollama_where_none_answers_and_its_curl_line_works() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        nowhere = f"127.0.0.1:{closed.getsockname()[1]}"
+        settings = load_settings({"listen": "127.0.0.1:0", "admin": "127.0.0.1:0", "upstream": nowhere}, {})
+        said: list[str] = []
+        running = asyncio.create_task(run(settings, said.append))
+        while not any(line.startswith("Stop with") for line in said):
+            assert not running.done(), running.result()
+            await asyncio.sleep(0.01)
+    assert f"No Ollama answers at http://{nowhere}" in said[0]
+    (line,) = (line for line in said if line.startswith("  curl "))
+    _, url, _, body = shlex.split(line)
+    async with ClientSession() as session, session.post(url, data=body) as response:
+        assert response.status == 200
+        assert "simulated" in (await response.json())["response"]
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0
+
+
+async def test_run_uses_the_ollama_that_answers(ollama: URL) -> None:
+    settings = load_settings({"listen": "127.0.0.1:0", "admin": "127.0.0.1:0", "upstream": str(ollama)}, {})
+    said: list[str] = []
+    running = asyncio.create_task(run(settings, said.append))
+    while not any(line.startswith("Stop with") for line in said):
+        assert not running.done(), running.result()
+        await asyncio.sleep(0.01)
+    assert not any("simulated" in line for line in said)
+    assert any("small:1b" in line for line in said)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await running == 0

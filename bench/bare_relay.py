@@ -1,0 +1,26 @@
+"""The project's relay without its app: no gate, no log line. Shows what the gate costs."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+from aiohttp import web
+from yarl import URL
+
+from ollama_swap_proxy.http_server import Answer, ProxyServer
+from ollama_swap_proxy.upstream.relay import Exchange, Relay
+
+
+async def serve(port: int, upstream: str) -> None:
+    relay = Relay(URL(upstream))
+
+    async def handle(request: web.BaseRequest) -> Answer:
+        return await relay.forward(request, None, record=Exchange())
+
+    await ProxyServer(handle).listen("127.0.0.1", port)
+    await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(serve(int(sys.argv[1]), sys.argv[2]))

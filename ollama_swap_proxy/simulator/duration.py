@@ -16,7 +16,7 @@ _OVERFLOW_S = (2**63 - 1) / 1e9
 
 
 def keep_alive_s(value: object) -> float | None:
-    """Seconds; `math.inf` for ever, None for unset. A number too large for Go overflows and unloads when idle.
+    """Seconds; `math.inf` for ever, None for unset. One too large for Go overflows to 292 years ago.
 
     Raises:
         SimError: 400, with Go's text.
@@ -28,7 +28,7 @@ def keep_alive_s(value: object) -> float | None:
         raise SimError(400, f"Unsupported type: '{kind}'", early=True)
     seconds = _go_duration_s(value) if isinstance(value, str) else float(value)
     if seconds > _OVERFLOW_S:
-        return 0.0
+        return -_OVERFLOW_S
     return math.inf if seconds < 0 else seconds
 
 

@@ -83,7 +83,8 @@ class Reaper:
                 await world.clock.sleep(world.scaled(world.faults.slow_unload_s))
             while runner.refs > 0:
                 await world.clock.sleep(RETRY_BUSY_S)
-            free_before = world.card.free_bytes
+            # The victim itself is asked: it knows what it left free when it loaded, not what has gone since.
+            free_before = world.card.left[runner.number]
             await self._kill(runner)
             await self._await_recovery(runner, free_before)
             self._gone()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 from urllib.parse import unquote
 
@@ -302,9 +302,11 @@ class Connection(asyncio.Protocol):
                 return True
             outcome = self.answer(outcome)
         self._task = asyncio.get_running_loop().create_task(self._run(outcome))
+        # A client that leaves before the task's first step would leave a coroutine behind that nobody ever awaits.
+        self._task.add_done_callback(lambda _: outcome.close())
         return False
 
-    async def _run(self, work: Awaitable[None]) -> None:
+    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
         try:
             await work
         except (ClientLeft, asyncio.CancelledError):

@@ -195,6 +195,10 @@ VARIES: dict[str, Check] = {
     "$.models[].size": _size,
     "$.models[].size_vram": _size,
     "$.models[].expires_at": _expires,
+    # A stand-in without an Ollama template: /api/tags did not see that it can call tools.
+    "$.models[].capabilities": lambda e, a, _c: set(json.loads(e)) <= set(json.loads(a)) <= {*json.loads(e), "tools"},
+    # The recorder's stand-in weights had no file type: F32 to /api/tags, unknown to /api/ps.
+    "$.models[].details.quantization_level": _like(r'"\w+"'),
     "$.models[].modified_at": _like(r'"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)"'),
     "$.modified_at": _like(r'"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,9})?(Z|[+-]\d\d:\d\d)"'),
     # OpenAI
@@ -222,8 +226,8 @@ VARIES: dict[str, Check] = {
     "$.content_block.id": _CALL_ID,
 }
 """Path -> check of (recorded text, text, context)."""
-UNORDERED = {"$.models": "modified_at", "$.data": "owned_by"}
-"""Lists whose items, if they have that member, come in any order: models changed in the same second."""
+UNORDERED = {"$.models": ("modified_at", "expires_at"), "$.data": ("owned_by",)}
+"""Lists whose items, if they have such a member, come in any order within one second of it."""
 _IDS = {
     '"chatcmpl-': _CHAT_ID,
     '"cmpl-': _same_thing(r'"cmpl-\d{1,3}"'),
@@ -268,31 +272,57 @@ def _compare_node(wanted: Node, found: Node, path: str, context: Context) -> Ite
         if not VARIES[path](wanted.raw, found.raw, context):
             yield f"{path}: {found.raw[:120]} will not do for {wanted.raw[:120]}"
     elif path in context.loose:
-        if not found.raw.startswith(wanted.raw[0]):
+        if _kind(found) != _kind(wanted):
             yield f"{path}: {found.raw[:120]} is of another type than {wanted.raw[:120]}"
     elif wanted.members or found.members:
-        keys, others = [key for key, _ in wanted.members], [key for key, _ in found.members]
-        if keys != others:
-            yield f"{path}: keys {others} instead of {keys}"
-        members = dict(found.members)
-        for key, node in wanted.members:
-            if key in members:
-                yield from _compare_node(node, members[key], f"{path}.{key.strip(chr(34))}", context)
+        yield from _compare_objects(wanted, found, path, context)
     elif wanted.items or found.items:
-        if len(wanted.items) != len(found.items):
-            yield f"{path}: {len(found.items)} items instead of {len(wanted.items)}: {found.raw[:300]}"
-        for one, other in zip(_ordered(wanted, path), _ordered(found, path), strict=False):
-            yield from _compare_node(one, other, f"{path}[]", context)
+        yield from _compare_lists(wanted, found, path, context)
     elif not _alike(wanted.raw, found.raw, context):
         yield f"{path}: {found.raw[:2000]} instead of {wanted.raw[:2000]}"
 
 
+def _compare_objects(wanted: Node, found: Node, path: str, context: Context) -> Iterator[str]:
+    keys, others = [key for key, _ in wanted.members], [key for key, _ in found.members]
+    if keys != others:
+        yield f"{path}: keys {others} instead of {keys}"
+    members = dict(found.members)
+    for key, node in wanted.members:
+        if key in members:
+            yield from _compare_node(node, members[key], f"{path}.{json.loads(key)}", context)
+
+
+def _compare_lists(wanted: Node, found: Node, path: str, context: Context) -> Iterator[str]:
+    if len(wanted.items) != len(found.items):
+        yield f"{path}: {len(found.items)} items instead of {len(wanted.items)}: {found.raw[:300]}"
+    if path == "$.models" and _out_of_order(found):
+        yield f"{path}: not in the order of expires_at: {found.raw}"
+    for one, other in zip(_ordered(wanted, path), _ordered(found, path), strict=False):
+        yield from _compare_node(one, other, f"{path}[]", context)
+
+
+def _kind(node: Node) -> str:
+    return "number" if node.raw[0] in "-0123456789" else node.raw[0]
+
+
 def _ordered(node: Node, path: str) -> list[Node]:
-    items = list(node.items)
-    mark = f'"{UNORDERED.get(path)}"'
-    if items and all(mark in dict(item.members) for item in items):
-        items.sort(key=lambda item: item.members[0][1].raw)
-    return items
+    marks = {f'"{mark}"' for mark in UNORDERED.get(path, ())}
+    if not all(marks & dict(item.members).keys() for item in node.items):
+        return list(node.items)
+    return sorted(node.items, key=_identity)
+
+
+def _identity(item: Node) -> list[str]:
+    """What tells one model in a list from the others: two may have one name, but not one size."""
+    members = dict(item.members)
+    return [members[name].raw.rjust(20) for name in ('"name"', '"id"', '"size_vram"') if name in members]
+
+
+def _out_of_order(node: Node) -> bool:
+    """Whether the list of /api/ps is not sorted by whole seconds of expiry, the last first."""
+    moments = [dict(item.members).get('"expires_at"') for item in node.items]
+    seconds = [int(_moment(moment.raw).timestamp()) for moment in moments if moment is not None]
+    return seconds != sorted(seconds, reverse=True)
 
 
 def _alike(expected: str, actual: str, context: Context) -> bool:

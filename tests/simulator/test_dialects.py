@@ -44,6 +44,9 @@ def form(*parts: tuple[str, str]) -> bytes:
     return ("".join(fields) + "--xx--\r\n").encode()
 
 
+EFFORTS = (
+    'invalid reasoning value: "some" (must be "minimal", "low", "medium", "high", "xhigh", "ultra", "max", or "none")'
+)
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("/v1/chat/completions", {"messages": [{"role": "user"}]}, "invalid message content type: <nil>"),
     ("/v1/chat/completions", {"messages": [{"role": "user", "content": 1}]}, "invalid message content type: float64"),
@@ -61,8 +64,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (
         "/v1/chat/completions",
         {"messages": HI, "reasoning_effort": "some"},
-        'invalid reasoning value: "some" (must be "minimal", "low", "medium", "high", "xhigh", "ultra", "max", '
-        'or "none")',
+        EFFORTS,
     ),
     ("/v1/embeddings", {"model": "e"}, "invalid input"),
     ("/v1/embeddings", {"model": "e", "input": []}, "invalid input"),

@@ -18,6 +18,10 @@ def settle(state: State, swap: Swap, now: float) -> None:
     if state.stopping:
         steps.end(state, now, "stopping")
         return
+    # After an eviction the load follows even if its asker left: he is likely to be back. Whoever else waits now does
+    # not sit out a wait that is not his.
+    if not steps.is_asked_for(state, swap, now, goes_on_by_itself=bool(swap.evicted)):
+        return
     wait_s = state.forecast.settle_before_s(swap.target)
     settled_at = max(state.residency.vram_freed_at + wait_s, swap.not_before)
     if now < settled_at:
@@ -30,9 +34,7 @@ def settle(state: State, swap: Swap, now: float) -> None:
         swap.report_needed_since, swap.poll_at, swap.clear_reports = now, NEVER, 1
         steps.enter(state, swap, Phase.EVICTING, now)
         return
-    # After an eviction the load follows even if its asker left: he is likely to be back.
-    if steps.is_asked_for(state, swap, now, goes_on_by_itself=bool(swap.evicted)):
-        _start(state, swap, now)
+    _start(state, swap, now)
 
 
 def _start(state: State, swap: Swap, now: float) -> None:

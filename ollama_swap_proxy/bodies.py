@@ -27,7 +27,7 @@ from ollama_swap_proxy.errors import ProxyError
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-SYNCHRONOUS_LIMIT_BYTES = 32 * 1024
+SYNCHRONOUS_LIMIT_BYTES = 16 * 1024
 """Bodies up to this size are read in one go; the worst of them (nothing but tiny keys) takes about 1.5 ms."""
 
 SLICE_BYTES = 64 * 1024
@@ -38,7 +38,8 @@ ZSTD_WINDOW_LIMIT_BYTES = 8 * 1024 * 1024
 """Ollama's own limits (server/cloud_proxy.go:40, 82)."""
 
 _WRITE_BYTES = 1024 * 1024
-_FORM_SLICE_BYTES = 8 * 1024
+_FORM_SLICE_BYTES = 1024
+_FORM_HEADERS_A_PAUSE = 50
 _FORM_MODEL_LIMIT_BYTES = 2048
 
 
@@ -200,7 +201,11 @@ async def _inflated(body: Body) -> AsyncGenerator[bytes]:
 
     A large one is inflated in another thread: however little comes out of it, zstd may have to read all of it.
     """
-    source = _Pieces([chunk async for chunk in body.chunks(SLICE_BYTES)])
+    chunks = []
+    async for chunk in body.chunks(SLICE_BYTES):
+        chunks.append(chunk)
+        await asyncio.sleep(0)
+    source = _Pieces(chunks)
     inflater = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_LIMIT_BYTES)
     reader = inflater.stream_reader(cast("IO[bytes]", source), read_across_frames=True)
     is_small = body.size <= SYNCHRONOUS_LIMIT_BYTES
@@ -234,14 +239,26 @@ async def _read_form(target: bytes | str, content_type: str, body: Body) -> requ
     field = _ModelField()
     parser = MultipartParser(parameters[b"boundary"], field.callbacks())
     try:
-        async for data in body.chunks(_FORM_SLICE_BYTES):
-            parser.write(data)
+        async for data in body.chunks(SLICE_BYTES):
+            await _feed(parser, data, field)
             if field.model is not None:
                 break
-            await asyncio.sleep(0)
     except FormParserError as problem:
         return requests.refusal(f"multipart form: {problem}")
     return requests.judge_form((field.model or b"").decode("utf-8", "replace"))
+
+
+async def _feed(parser: MultipartParser, data: bytes, field: _ModelField) -> None:
+    """Parse a slice in small steps: a file costs little, but headers cost some 10 us each."""
+    headers = field.headers_seen
+    for start in range(0, len(data), _FORM_SLICE_BYTES):
+        parser.write(data[start : start + _FORM_SLICE_BYTES])
+        if field.model is not None:
+            return
+        if field.headers_seen - headers >= _FORM_HEADERS_A_PAUSE:
+            await asyncio.sleep(0)
+            headers = field.headers_seen
+    await asyncio.sleep(0)
 
 
 class _ModelField:
@@ -249,6 +266,7 @@ class _ModelField:
 
     def __init__(self) -> None:
         self.model: bytes | None = None
+        self.headers_seen = 0
         self._header = bytearray()
         self._value = bytearray()
         self._headers: dict[bytes, bytes] = {}
@@ -275,6 +293,7 @@ class _ModelField:
         self._value.clear()
 
     def _header_ends(self) -> None:
+        self.headers_seen += 1
         self._headers.setdefault(bytes(self._header).lower(), bytes(self._value))
 
     def _headers_end(self) -> None:

@@ -20,9 +20,9 @@ class Dialect(Enum):
     ANTHROPIC = "anthropic"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Endpoint:
-    """A gated route: one that may put a model in memory.
+    """A gated route: one that may put a model in memory. There is one object for each, so identity is equality.
 
     ``takes_zstd``: Ollama inflates a body marked ``Content-Encoding: zstd`` here and nowhere else
     (server/cloud_proxy.go:81).

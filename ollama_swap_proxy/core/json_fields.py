@@ -9,8 +9,8 @@ Values: objects come as tuples of (key, value) pairs in the order sent, arrays a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 _BLANKS = " \t\n\r"
@@ -31,33 +31,29 @@ class TooDeep(Exception):  # noqa: N818
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The members of the top-level object, in the order sent, their keys folded as Go folds them.
+    """The members of the top-level object: key, folded as Go folds it -> all values given for it, in the order sent.
 
     ``certain`` is False where a reader had to leave out what might matter.
     """
 
-    members: tuple[tuple[str, object], ...] = ()
+    values: Mapping[str, Sequence[object]] = field(default_factory=dict)
     certain: bool = True
 
-    def every(self, name: str) -> Iterator[object]:
-        """Yield all values given for a field, nulls included: Go checks the type of each, the overruled ones too."""
-        for key, value in self.members:
-            if key == name:
-                yield value
+    def every(self, name: str) -> Sequence[object]:
+        """Return all values given for a field, nulls too: Go checks the type of each, also of the overruled ones."""
+        return self.values.get(name, ())
 
     def plain(self, name: str) -> object:
         """Return the value of a field of a plain Go type: the last that is not null, or None."""
-        found = None
-        for value in self.every(name):
-            found = found if value is None else value
-        return found
+        for value in reversed(self.every(name)):
+            if value is not None:
+                return value
+        return None
 
     def nullable(self, name: str) -> object:
         """Return the value of a field that Go holds by pointer, slice or any: the last given, or None."""
-        found = None
-        for value in self.every(name):
-            found = value
-        return found
+        given = self.every(name)
+        return given[-1] if given else None
 
     def merged(self, name: str) -> dict[str, object]:
         """Return the value of a field that Go holds as a map: several objects add up, a null empties it."""
@@ -89,8 +85,14 @@ def read(body: bytes) -> Fields:
         raise BadJSON(str(problem)) from None
     if value is not None and not isinstance(value, tuple):
         raise BadJSON(f"no object but {type(value).__name__}")
-    pairs: tuple[tuple[str, object], ...] = value or ()
-    return Fields(tuple((key if key.islower() and key.isascii() else fold(key), item) for key, item in pairs))
+    values: dict[str, list[object]] = {}
+    for key, item in value or ():
+        folded = key if key.islower() and key.isascii() else fold(key)
+        if folded in values:
+            values[folded].append(item)
+        else:
+            values[folded] = [item]
+    return Fields(values)
 
 
 def fold(key: str) -> str:

@@ -30,7 +30,10 @@ _NUMBER_OPTIONS = frozenset(
 _BOOLEAN_OPTIONS = frozenset({"use_mmap"})
 """Options whose type Ollama checks, in all releases alike (an option that a release does not know is ignored)."""
 
-_CAN_UNLOAD = frozenset({endpoints.GENERATE, endpoints.CHAT})
+_NATIVE_COMPLETING = frozenset({endpoints.GENERATE, endpoints.CHAT})
+_EMBEDDING = frozenset({endpoints.EMBED, endpoints.EMBEDDINGS, endpoints.V1_EMBEDDINGS})
+_WITH_PROMPT = frozenset({endpoints.GENERATE, endpoints.EMBEDDINGS, endpoints.V1_COMPLETIONS})
+_COMPLETION = frozenset({"completion"})
 _STRING, _BOOLEAN, _NUMBER, _ARRAY, _OBJECT = (str,), (bool,), (int, float), (list,), (tuple,)
 _NATIVE_TYPES: Mapping[str, tuple[type, ...]] = {"model": _STRING, "options": _OBJECT}
 _V1_TYPES: Mapping[str, tuple[type, ...]] = {"model": _STRING, "stream": _BOOLEAN}
@@ -123,7 +126,7 @@ def judge(endpoint: Endpoint, fields: Fields) -> Intent:
     try:
         _check_types(endpoint, fields)
         keep_alive_ns = _keep_alive_ns(fields) if endpoint.is_native else None
-        kind = _kind(parsed, unloads=is_empty and keep_alive_ns == 0 and endpoint in _CAN_UNLOAD)
+        kind = _kind(parsed, unloads=is_empty and keep_alive_ns == 0 and endpoint in _NATIVE_COMPLETING)
         if kind is Kind.LEASE:
             _check_options(endpoint, fields)
             _check_required(endpoint, fields)
@@ -156,13 +159,11 @@ def _kind(parsed: names.ModelName | names.CloudName | names.InvalidName, *, unlo
 
 def _check_types(endpoint: Endpoint, fields: Fields) -> None:
     """Find a field for which Go's decoder reports a type error; it looks at overruled duplicates too, not at null."""
-    types = _TYPES[endpoint]
-    for name, value in fields.members:
-        allowed = types.get(name)
-        if allowed is None or value is None:
-            continue
-        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            raise _SurelyRefusedError(f"{name} is of the wrong type")
+    for name, allowed in _TYPES[endpoint].items():
+        for value in fields.every(name):
+            is_unwanted_boolean = isinstance(value, bool) and bool not in allowed
+            if value is not None and (is_unwanted_boolean or not isinstance(value, allowed)):
+                raise _SurelyRefusedError(f"{name} is of the wrong type")
 
 
 def _check_options(endpoint: Endpoint, fields: Fields) -> None:
@@ -179,7 +180,9 @@ def _check_options(endpoint: Endpoint, fields: Fields) -> None:
 
 def _check_required(endpoint: Endpoint, fields: Fields) -> None:
     """Find what the surfaces insist on before they ask the scheduler (the middleware of OpenAI and Anthropic)."""
-    if endpoint in {endpoints.V1_CHAT, endpoints.V1_MESSAGES} and not fields.nullable("messages"):
+    if endpoint in _NATIVE_COMPLETING:
+        return
+    if (endpoint is endpoints.V1_CHAT or endpoint is endpoints.V1_MESSAGES) and not fields.nullable("messages"):
         raise _SurelyRefusedError("messages is missing or empty")
     if endpoint is endpoints.V1_MESSAGES:
         max_tokens = fields.plain("max_tokens")
@@ -188,13 +191,14 @@ def _check_required(endpoint: Endpoint, fields: Fields) -> None:
     given = fields.nullable("input")
     if endpoint is endpoints.V1_EMBEDDINGS and (given is None or given == []):
         raise _SurelyRefusedError("input is missing or empty")
-    if endpoint in {endpoints.EMBED, endpoints.V1_EMBEDDINGS} and isinstance(given, bool | int | float | tuple):
+    takes_input = endpoint is endpoints.EMBED or endpoint is endpoints.V1_EMBEDDINGS
+    if takes_input and isinstance(given, bool | int | float | tuple):
         raise _SurelyRefusedError("input is of the wrong type")
 
 
 def _is_empty(endpoint: Endpoint, fields: Fields) -> bool:
     """Say whether there is nothing to generate or embed (semantics: preload); images do not count as a prompt."""
-    if endpoint in {endpoints.GENERATE, endpoints.EMBEDDINGS, endpoints.V1_COMPLETIONS}:
+    if endpoint in _WITH_PROMPT:
         return not fields.plain("prompt")
     if endpoint is endpoints.CHAT:
         return not fields.nullable("messages")
@@ -203,16 +207,16 @@ def _is_empty(endpoint: Endpoint, fields: Fields) -> bool:
 
 def _needs(endpoint: Endpoint, fields: Fields) -> frozenset[str]:
     """Return the capabilities that Ollama checks before it schedules. Embedding checks none: completers embed too."""
-    if endpoint in {endpoints.EMBED, endpoints.EMBEDDINGS, endpoints.V1_EMBEDDINGS}:
+    if endpoint in _EMBEDDING:
         return frozenset()
-    needs = {"completion"}
-    if endpoint in {endpoints.GENERATE, endpoints.V1_COMPLETIONS} and fields.plain("suffix"):
-        needs.add("insert")
-    if endpoint in {endpoints.CHAT, endpoints.V1_CHAT} and fields.nullable("tools"):
-        needs.add("tools")
-    if endpoint in {endpoints.GENERATE, endpoints.CHAT} and fields.nullable("think") in (True, "high", "medium", "low"):
-        needs.add("thinking")
-    return frozenset(needs)
+    needs = _COMPLETION
+    if fields.plain("suffix") and (endpoint is endpoints.GENERATE or endpoint is endpoints.V1_COMPLETIONS):
+        needs |= {"insert"}
+    if fields.nullable("tools") and (endpoint is endpoints.CHAT or endpoint is endpoints.V1_CHAT):
+        needs |= {"tools"}
+    if endpoint in _NATIVE_COMPLETING and fields.nullable("think") in (True, "high", "medium", "low"):
+        needs |= {"thinking"}
+    return needs
 
 
 def _options(endpoint: Endpoint, fields: Fields) -> dict[str, object]:
@@ -222,13 +226,13 @@ def _options(endpoint: Endpoint, fields: Fields) -> dict[str, object]:
     given = fields.merged("options")
     options = {name: given[name] for name in RUNNER_OPTIONS if name in given}
     shift = fields.nullable("shift")
-    if endpoint in {endpoints.GENERATE, endpoints.CHAT} and isinstance(shift, bool):
+    if endpoint in _NATIVE_COMPLETING and isinstance(shift, bool):
         options["shift"] = shift
     return options
 
 
 def _streams(endpoint: Endpoint, fields: Fields) -> bool:
-    if endpoint in {endpoints.EMBED, endpoints.EMBEDDINGS, endpoints.V1_EMBEDDINGS}:
+    if endpoint in _EMBEDDING:
         return False
     if endpoint.dialect is Dialect.NATIVE:
         return fields.nullable("stream") is not False

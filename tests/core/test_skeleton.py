@@ -34,12 +34,12 @@ def test_values_are_kept_and_the_rest_is_shape():
         "unknown": [[[]]],
     }
     fields = reduce([json.dumps(body).encode()])
-    assert fields.members == (
-        ("model", "small"),
-        ("prompt", "..."),
-        ("messages", [0]),
-        ("options", (("num_ctx", 8192),)),
-    )
+    assert fields.values == {
+        "model": ["small"],
+        "prompt": ["..."],
+        "messages": [[0]],
+        "options": [(("num_ctx", 8192),)],
+    }
     assert fields.certain
 
 
@@ -60,12 +60,12 @@ def test_values_are_kept_and_the_rest_is_shape():
     ],
 )
 def test_shapes_keep_type_and_emptiness(given_json, shape):
-    assert reduce([f'{{"prompt":{given_json}}}'.encode()]).members == (("prompt", shape),)
+    assert reduce([f'{{"prompt":{given_json}}}'.encode()]).values == {"prompt": [shape]}
 
 
 def test_duplicates_are_all_kept_in_order():
     fields = reduce([b'{"model":"a","MODEL":null,"\\u006dodel":"b","options":{"num_ctx":1},"options":{"num_ctx":2}}'])
-    assert list(fields.every("model")) == ["a", None, "b"]
+    assert fields.every("model") == ["a", None, "b"]
     assert fields.merged("options") == {"num_ctx": 2}
 
 

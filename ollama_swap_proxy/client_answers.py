@@ -161,7 +161,7 @@ class Refusal:
 
 _REASONS: Final = (
     ("Missing 'Host'", 400, "missing required Host header", ""),
-    ("Duplicate 'Host'", 400, "too many Host headers", ""),
+    ("Invalid HTTP version", 505, "unsupported protocol version", ""),
     ("Transfer-Encoding", 501, "", "Unsupported transfer encoding"),
     ("Got more than", 431, "", ""),
     ("Too many headers", 431, "", ""),

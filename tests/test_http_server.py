@@ -24,6 +24,9 @@ def refusal(line: bytes, body: bytes | None = None) -> bytes:
     return b"HTTP/1.1 " + line + GO_HEADERS + (line if body is None else body)
 
 
+UNSUPPORTED = refusal(b"505 HTTP Version Not Supported: unsupported protocol version")
+
+
 async def answer_all(side: Side) -> None:
     while await side.head():
         await side.send_all(OK)
@@ -43,9 +46,10 @@ async def error_answer(rig, request: web.BaseRequest, record) -> OwnAnswer:
         (b"POST / HTTP/1.1\r\nHost: me\r\nContent-Length: -1\r\n\r\n", refusal(b"400 Bad Request")),
         (b"POST / HTTP/1.1\r\nHost: me\r\nContent-Length: +3\r\n\r\n", refusal(b"400 Bad Request")),
         (b"GET / HTTP/1.1\r\n\r\n", refusal(b"400 Bad Request: missing required Host header")),
-        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", refusal(b"400 Bad Request: too many Host headers")),
+        (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", refusal(b"400 Bad Request")),
         (b"GET /\r\n\r\n", refusal(b"400 Bad Request")),
-        (b"GET / HTTP/2.0\r\nHost: me\r\n\r\n", None),
+        (b"GET / HTTP/2.0\r\nHost: me\r\n\r\n", UNSUPPORTED),
+        (b"GET / HTTP/3.0\r\nHost: me\r\n\r\n", UNSUPPORTED),
         (
             b"POST / HTTP/1.1\r\nHost: me\r\nTransfer-Encoding: gzip\r\n\r\n",
             refusal(b"501 Not Implemented", b"Unsupported transfer encoding"),
@@ -70,10 +74,7 @@ async def test_malformed_requests_are_refused_as_go_does(request_bytes, expected
         client = await rig.client()
         client.send(request_bytes)
         answer = await client.rest()
-        if expected is None:
-            assert re.match(rb"HTTP/1.1 (505 HTTP Version Not Supported: unsupported|400)", answer)
-        else:
-            assert answer == expected
+        assert answer == expected
         assert not rig.upstream.connections
 
 

@@ -179,23 +179,25 @@ async def staged(
     *,
     gpu: SimGPU | None = None,
     simulated: dict[str, Any] | None = None,
+    away: bool = False,
     **settings: Any,
 ) -> AsyncIterator[Stage]:
-    """Start both; ``simulated`` goes to the simulated Ollama, everything else to our settings."""
+    """Start both; ``simulated`` goes to the simulated Ollama, everything else to our settings.
+
+    ``away``: at our start nothing listens where Ollama should be.
+    """
     more = {"num_parallel": 4, "time_scale": SCALE} | (simulated or {})
-    async with (
-        SimulatedOllama(models, gpu or SimGPU(8000, lag_s=0.0), **more) as ollama,
-        Service(settings_for(ollama.url, **settings)) as service,
-        client_session() as session,
-    ):
-        stage = Stage(ollama, service, session)
-        try:
-            await eventually(lambda: stage.snapshot.report_age_s is not None or ollama.faults.refuse_connections)
-            yield stage
-        finally:
-            for task in stage.running:
-                task.cancel()
-            await asyncio.gather(*stage.running, return_exceptions=True)
+    async with SimulatedOllama(models, gpu or SimGPU(8000, lag_s=0.0), **more) as ollama, client_session() as session:
+        ollama.faults.refuse_connections = away
+        async with Service(settings_for(ollama.url, **settings)) as service:
+            stage = Stage(ollama, service, session)
+            try:
+                await eventually(lambda: stage.snapshot.report_age_s is not None or away)
+                yield stage
+            finally:
+                for task in stage.running:
+                    task.cancel()
+                await asyncio.gather(*stage.running, return_exceptions=True)
 
 
 async def eventually(condition: Callable[[], object], limit_s: float = SOON_S) -> float:

@@ -20,6 +20,15 @@ async def test_alternating_models_swap_each_time_and_never_meet(stage):
     assert_clean(stage)
 
 
+async def test_an_ollama_whose_reports_race_its_unloads_is_asked_twice_and_rarely():
+    """Before 0.32.4 a report during an unload may miss what still lives."""
+    async with staged(simulated={"version": "0.12.3"}) as stage:
+        for model in "abab":
+            await stage.served(model)
+        assert stage.loads == list("abab")
+        assert_clean(stage)
+
+
 async def test_a_burst_over_three_models_costs_three_loads(stage):
     await asyncio.gather(*(stage.served("abc"[number % 3]) for number in range(12)))
     assert sorted(stage.loads) == list("abc")

@@ -33,6 +33,7 @@ from ollama_swap_proxy.simulator.runner import Runner, Wanted, effective_options
 from ollama_swap_proxy.simulator.wire import Request
 
 CLOUD_OFF = "ollama cloud is disabled: remote model is unavailable"
+_SIGN_IN = {"signin_url": "https://ollama.com/connect?name=simulated&key=none"}
 ZSTD_LIMIT = 20 << 20
 _INTEGER_OPTIONS = frozenset(
     {
@@ -48,11 +49,12 @@ _FLOAT_OPTIONS = frozenset(
 class Inference:
     """Serves every path that may load a model."""
 
-    def __init__(self, machine: Machine, library: Library, scribe: Scribe) -> None:
+    def __init__(self, machine: Machine, library: Library, scribe: Scribe, *, no_cloud: bool) -> None:
         self._machine = machine
         self._library = library
         self._scribe = scribe
         self._engine = Engine(machine.world)
+        self._cloud = SimError(403, CLOUD_OFF) if no_cloud else SimError(401, "unauthorized", extra=_SIGN_IN)
 
     async def serve(self, request: Request, surface: Surface, cors: Headers) -> None:
         """Answer one request, to its end."""
@@ -62,7 +64,8 @@ class Inference:
         try:
             if request.target.startswith("/v1/"):
                 body = _undo_zstd(request, body)
-                _check_cloud_v1(body)
+                if _is_cloud_v1(body):
+                    raise _Native(self._cloud)  # noqa: TRY301 - one way out for all refusals
             parsed = surface.parse(body)
             manifest = self._check(parsed, native_path=not request.target.startswith("/v1/"))
             wanted = self._wanted(parsed, manifest)
@@ -93,7 +96,7 @@ class Inference:
         if source == "both":
             raise SimError(400, f'use either :local or :cloud, not both: "{parsed.model}"', early=native_path)
         if source == "cloud":
-            raise _Native(SimError(403, CLOUD_OFF))
+            raise _Native(self._cloud)
         name = base if source == "local" else parsed.model
         if not name.strip() and parsed.route in {"chat", "embeddings"}:
             raise SimError(400, "model is required")
@@ -244,11 +247,10 @@ def _undo_zstd(request: Request, body: bytes) -> bytes:
     return data
 
 
-def _check_cloud_v1(body: bytes) -> None:
-    """/v1 looks for cloud names in a stricter way: exact key, whole body; anything else passes on."""
+def _is_cloud_v1(body: bytes) -> bool:
+    """/v1 looks for cloud names in a stricter way than the rest: by the exact key; anything unreadable passes on."""
     found: Any = None
     with contextlib.suppress(SimError):
         found = gojson.plain(gojson.parse(body))
     model = found.get("model") if isinstance(found, dict) else None
-    if isinstance(model, str) and names.source_of(model)[1] == "cloud":
-        raise _Native(SimError(403, CLOUD_OFF))
+    return isinstance(model, str) and names.source_of(model)[1] == "cloud"

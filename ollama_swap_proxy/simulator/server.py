@@ -11,9 +11,10 @@ import posixpath
 import re
 import socket
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from random import Random
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from ollama_swap_proxy.simulator import native, openai
 from ollama_swap_proxy.simulator.generation import SimError, Surface
@@ -234,7 +235,17 @@ class Front:
 
 
 def _inferring(inference: Inference, surface: Surface) -> Route:
-    return lambda request, cors: inference.serve(request, surface, cors)
+    """``?model=`` wins over the field of a form, and means nothing on the other paths (semantics, section 8)."""
+
+    def serve(request: Request, cors: Headers) -> Coroutine[Any, Any, None]:
+        chosen = surface
+        if request.query and request.header("content-type").startswith("multipart/form-data"):
+            named = parse_qs(request.query[1:]).get("model")
+            if named:
+                chosen = replace(surface, parse=lambda body: replace(surface.parse(body), model=named[0]))
+        return inference.serve(request, chosen, cors)
+
+    return serve
 
 
 def _posted(action: Callable[[bytes], bytes | None]) -> Route:

@@ -97,7 +97,7 @@ class SimulatedOllama:
         self._front = Front(
             self.machine,
             Store(self.machine, self.library),
-            Inference(self.machine, self.library, scribe),
+            Inference(self.machine, self.library, scribe, no_cloud=no_cloud),
             self.faults,
             surfaces,
             version=version,

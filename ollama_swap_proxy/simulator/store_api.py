@@ -51,7 +51,7 @@ class Store:
     def __init__(self, machine: Machine, library: Library) -> None:
         self._machine = machine
         self.library = library
-        self._tags: tuple[list[Manifest], bytes] = ([], b"")
+        self._tags: tuple[list[Manifest] | None, bytes] = (None, b"")
 
     def tags(self) -> bytes:
         """GET /api/tags, newest first."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.simulator import matching
+from tests.simulator import matching, timelines
 from tests.simulator.transcripts import GROUPS, RECORDER_PORT, Answer, Exchange, read
 
 
@@ -75,3 +75,20 @@ def test_an_id_must_stay_the_same_within_an_answer():
     assert answer.chunks
     other = answer.chunks[1].replace("chatcmpl-123", "chatcmpl-124")
     assert judge(exchange, replace(answer, chunks=[answer.chunks[0], other, *answer.chunks[2:]]))
+
+
+def test_the_order_of_a_timeline_is_compared():
+    """Missing facts, facts too many and facts in another order; those close together have no order."""
+    fact = timelines.Fact
+    expected = [fact(0, "exit a #1", 0), fact(20, "ps [] #1", 20), fact(800, "vram_returned a #1", 800)]
+
+    def played(*moments: tuple[float, str, float]) -> list[str]:
+        return list(timelines.compare(expected, [fact(*moment) for moment in moments]))
+
+    in_order = ((1, "ps [] #1", 0), (2, "exit a #1", 2), (3, "vram_returned a #1", 3))
+    assert not played(*in_order)
+    assert played(*in_order[:2])
+    assert played(*in_order, (2.5, "load_start b #1", 2.5))
+    assert not played(*in_order, (4, "load_start b #1", 4))
+    assert played((1, "vram_returned a #1", 1), (2, "exit a #1", 2), (3, "ps [] #1", 2.5))
+    assert not played((1, "vram_returned a #1", 1), (2, "exit a #1", 0.5), (3, "ps [] #1", 0.5))

@@ -1,8 +1,7 @@
 """Connections: requests as they arrive, answers as they are made, early answers, clients that leave.
 
 Owns sockets and their tasks. Must not know any path. Facts: semantics section 12 ("POST /api/blobs") and the recorded
-blobs. Written on asyncio's protocols: nothing stands between the socket and what a handler writes, and a light answer
-costs no task.
+blobs. Written on asyncio's protocols: a light answer costs no task.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ HEAD_LIMIT = (1 << 20) + 4096
 UNREAD_LIMIT = 256 << 10
 """Go reads so much of a body that nobody wanted before it answers; if more is left it answers at once and closes."""
 BUFFERED_LIMIT = 1 << 20
+LINGER_S = 0.5  # Go's closeWriteAndWait: so long a half-closed connection stays open.
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -38,10 +38,7 @@ class ClientLeft(Exception):  # noqa: N818 - an event, not an error of ours
 
 
 class Request:
-    """One request; its body is read by `read` or `read_some`, never before a handler asks.
-
-    ``path`` is decoded, which is what Ollama routes by.
-    """
+    """One request; its body is read when a handler asks. ``path`` is decoded, which is what Ollama routes by."""
 
     __slots__ = ("_arrived", "_framing", "buffered", "connection", "expects", "head", "method", "path", "target")
 
@@ -60,8 +57,7 @@ class Request:
     @property
     def query(self) -> str:
         """What follows the question mark, with it."""
-        mark = self.target.find("?")
-        return "" if mark < 0 else self.target[mark:]
+        return "".join(self.target.partition("?")[1:])
 
     @property
     def complete(self) -> bool:
@@ -144,6 +140,7 @@ class Connection(asyncio.Protocol):
         self._close_after = False
         self._chunked = False
         self._paused = False
+        self._deaf = False
         self._lost = asyncio.Event()
 
     # ---- asyncio's side
@@ -154,9 +151,8 @@ class Connection(asyncio.Protocol):
         self._transport = transport
         self._open.add(self)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         """The client is gone: so is the reason for whatever its handler does."""
-        del exc
         self._open.discard(self)
         self._lost.set()
         self._transport = None
@@ -171,8 +167,9 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes: of the request under way, of its body, or of the next one."""
-        self._buffer += data
-        self._advance()
+        if not self._deaf:
+            self._buffer += data
+            self._advance()
 
     def pause_writing(self) -> None:
         """The client reads slowly."""
@@ -268,8 +265,7 @@ class Connection(asyncio.Protocol):
                 self._wake_reader()
         except BadRequest as problem:
             self.write(write_refusal(*problem.args))
-            if self._transport is not None:
-                self._transport.close()
+            self._close_gently()
             return
         if self._waiting_bytes() > BUFFERED_LIMIT and not self._paused and self._transport is not None:
             self._paused = True
@@ -326,11 +322,23 @@ class Connection(asyncio.Protocol):
         request, self._request = self._request, None
         if self._transport is None:
             return
-        if self._close_after or (request is not None and not request.complete):
+        if request is not None and not request.complete:
+            self._close_gently()
+        elif self._close_after:
             self._transport.close()
         elif self._paused:
             self._paused = False
             self._transport.resume_reading()
+
+    def _close_gently(self) -> None:
+        """Close with bytes unread, as Go does: half, then all, so that no reset takes the answer away."""
+        if self._transport is None:
+            return
+        self._deaf = True
+        self._buffer.clear()
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
 
     async def _settle_body(self, request: Request) -> None:
         """Before the head of an answer: read the rest of a small body, give up on a large one."""

@@ -1,4 +1,4 @@
-"""Ollama is restarted in the middle of anything, or is not there at all: nothing hangs, and all works when it is back."""
+"""Ollama is restarted in the middle of anything, or is not there at all: nothing hangs, and it all works again."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def test_while_an_answer_streams_the_client_sees_that_it_was_cut(stage, li
         with pytest.raises(aiohttp.ClientPayloadError):
             await cut.read()
     await goes_on(stage)
-    assert [line["error"] for line in lines if line["event"] == "request"][0] == "cut"
+    assert next(line["error"] for line in lines if line["event"] == "request") == "cut"
 
 
 async def test_while_it_is_away_for_a_moment_those_who_wait_keep_waiting(stage):

@@ -20,7 +20,7 @@ from ollama_swap_proxy.config import Settings
 from ollama_swap_proxy.core import endpoints, events, json_fields, names
 from ollama_swap_proxy.core.endpoints import Dialect, Endpoint
 from ollama_swap_proxy.core.requests import Intent, Kind, surely_refused_by
-from ollama_swap_proxy.core.tickets import Ticket, Variant
+from ollama_swap_proxy.core.tickets import LoadRecipe, Ticket, Variant
 from ollama_swap_proxy.core.variants import load_recipe, variant_options
 from ollama_swap_proxy.errors import MARK, ProxyError
 from ollama_swap_proxy.gate import Gate, Held
@@ -32,8 +32,19 @@ from ollama_swap_proxy.upstream.relay import Exchange, Relay
 FRESH_ENTRY_S: Final = 1.0
 """A model that is not resident is looked up again when we last saw it longer ago: no swap for one that was deleted."""
 
+PLANS_KEPT: Final = 1024
+"""For so many pairs of endpoint and model the variant and load recipe of a request without options are remembered."""
+
 LIBRARY_BODY_LIMIT_BYTES: Final = 256 * 1024
 """A pull, create, copy or delete names its model in a small body; of a larger one we only know that it came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a request needs: which variant, and the empty request by which we could load it."""
+
+    variant: Variant
+    recipe: LoadRecipe | None
 
 
 @dataclass(slots=True)
@@ -64,6 +75,7 @@ class App:
         self._relay = relay
         self._guard = guard
         self._settings = settings
+        self._plans: dict[tuple[Endpoint, str, str], Plan] = {}
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger("app")
 
@@ -114,7 +126,7 @@ class App:
             journey.why = intent.reason or intent.kind.value
             return None
         entry = self._catalog.cached(intent.name)
-        if entry is None or not self._gate.serves(_variant(entry, intent)):
+        if entry is None or not self._gate.serves(self._plan(endpoint, intent, entry).variant):
             try:
                 entry = await self._catalog.find(intent.name, FRESH_ENTRY_S)
             except ControlError as error:
@@ -166,19 +178,28 @@ class App:
             self._gate.release(held, failed=failed)
 
     def _ticket(self, endpoint: Endpoint, intent: Intent, entry: Entry, journey: Journey) -> Ticket:
-        recipe = None
-        if intent.certain:
-            recipe = load_recipe(endpoint, entry.spelled, intent.options, entry.capabilities or None)
+        plan = self._plan(endpoint, intent, entry)
         keep_alive_s = intent.keep_alive_s
         return Ticket(
             id=journey.id,
-            variant=_variant(entry, intent),
+            variant=plan.variant,
             name=entry.spelled,
             arrived_at=self._loop.time(),
-            recipe=recipe,
+            recipe=plan.recipe,
             client=journey.client,
             stays_briefly=keep_alive_s is not None and keep_alive_s < self._settings.ps_max_age_s,
         )
+
+    def _plan(self, endpoint: Endpoint, intent: Intent, entry: Entry) -> Plan:
+        if intent.options or not intent.certain:
+            return _make_plan(endpoint, intent, entry)
+        key = (endpoint, entry.spelled, entry.digest)
+        plan = self._plans.get(key)
+        if plan is None:
+            if len(self._plans) >= PLANS_KEPT:
+                self._plans.clear()
+            plan = self._plans[key] = _make_plan(endpoint, intent, entry)
+        return plan
 
     async def _acquire(self, request: web.BaseRequest, ticket: Ticket) -> Held:
         held = self._gate.ask(ticket)
@@ -245,13 +266,16 @@ def _kept(body: Body) -> Body | bytes:
     return body.as_bytes() if body.in_memory else body
 
 
-def _variant(entry: Entry, intent: Intent) -> Variant:
+def _make_plan(endpoint: Endpoint, intent: Intent, entry: Entry) -> Plan:
     options = variant_options(entry.parameters, intent.options)
     if entry.adapters:
         # Adapters and projectors are not in the key, but other ones force a reload (server/sched.go:1381).
         digests = "+".join(adapter[-12:] for adapter in entry.adapters)
         options = f"{options},adapters={digests}".lstrip(",")
-    return Variant(entry.key, options)
+    recipe = None
+    if intent.certain:
+        recipe = load_recipe(endpoint, entry.spelled, intent.options, entry.capabilities or None)
+    return Plan(Variant(entry.key, options), recipe)
 
 
 def _names_in(body: bytes) -> set[str | None]:

@@ -198,6 +198,9 @@ class Scheduler:
 
     def _advance(self, now: float) -> None:
         state = self._state
+        if state.swap is None and not len(state.line) and not state.spills_to_undo:
+            self._observe_periodically(now)  # the usual end of a warm request: nobody waits, nothing is to be done
+            return
         failing.expire_tickets(state, now)
         for _ in range(_LONGEST_CHAIN):
             if state.swap is not None:

@@ -185,7 +185,8 @@ class Settings(BaseModel):
     """pretty: for eyes; json: one object a line; auto: pretty on a terminal, else json. Logs go to stderr."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least severe kind of line that is written. info has one line a request and one for every step of a swap."""
+    """The least severe kind of line that is written. info has one line for each gated
+    request and each step of a swap, debug one for every request."""
 
     def policy(self) -> Policy:
         """Return the numbers that the scheduler decides by."""

@@ -50,7 +50,8 @@ def _may_go(state: State, ticket: Ticket, now: float) -> bool:
     elif sum(1 for lease in state.leases.values() if lease.ticket.variant.key == variant.key) >= state.policy.parallel:
         return False
     if variant.key in state.residency.leaving:
-        return state.has_report_since(max(ticket.arrived_at, _last_grant_at(state, variant.key)), now)
+        since = max(ticket.arrived_at, state.residency.outdated_at, _last_grant_at(state, variant.key))
+        return state.has_report_since(since, now)
     return _view_serves(state, now)
 
 

@@ -29,8 +29,9 @@ def settle(state: State, swap: Swap, now: float) -> None:
             state.say("settle_started", wait_s=round(settled_at - now, 3))
         state.wake(settled_at)
         return
-    if now - swap.phase_since > state.policy.ps_max_age_s and swap.newcomer_rounds <= NEWCOMER_ROUNDS:
-        # Long enough for somebody to load behind our back: look once more.
+    waited_long = now - swap.phase_since > state.policy.ps_max_age_s
+    if swap.newcomer_rounds <= NEWCOMER_ROUNDS and (waited_long or state.residency.victims_for(swap.target)):
+        # Somebody loaded behind our back while we waited, or had the time for it: look once more.
         swap.report_needed_since, swap.poll_at, swap.clear_reports = now, NEVER, 1
         steps.enter(state, swap, Phase.EVICTING, now)
         return

@@ -36,7 +36,7 @@ def test_requests_for_the_resident_model_run_side_by_side_up_to_parallel():
 
 def test_an_endless_stream_for_one_model_holds_another_only_for_its_turn():
     world = World()
-    for start in range(0, 200):
+    for start in range(200):
         world.ask("a", at=start * 0.5, hold_s=2.0)
     other = world.ask("b", at=5.0)
     world.run(until=300)

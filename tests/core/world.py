@@ -160,7 +160,7 @@ class World:
                 self._grant(self.outcomes[ticket_id], loads=loads)
             case commands.Reject(ticket_id, rejection):
                 outcome = self.outcomes[ticket_id]
-                assert outcome.granted_at is None and outcome.rejected is None and not outcome.abandoned, "I3"
+                assert self._waits(outcome), "I3"
                 outcome.rejected, outcome.ended_at = rejection, self.now
                 then = getattr(outcome, "then", None)
                 if then is not None:
@@ -177,9 +177,13 @@ class World:
             case commands.Step(name, fields):
                 self.steps.append((self.now, name, dict(fields)))
 
+    @staticmethod
+    def _waits(outcome: Outcome) -> bool:
+        return outcome.granted_at is None and outcome.rejected is None and not outcome.abandoned
+
     def _grant(self, outcome: Outcome, *, loads: bool) -> None:
         variant = outcome.ticket.variant
-        assert outcome.granted_at is None and outcome.rejected is None and not outcome.abandoned, "I3"
+        assert self._waits(outcome), "I3"
         if not loads and not self.unreachable and self.ps_broken is None:
             assert all(busy.key == variant.key for busy in self.busy.values()), f"I1: {variant} beside {self.busy}"
         outcome.granted_at = self.now
@@ -228,11 +232,11 @@ class World:
         self.at(self.now + self.unload_s, lambda: self._drop(key))
 
     def _is_reload(self, key: str) -> bool:
-        swap = self.scheduler._state.swap  # noqa: SLF001
-        return swap is not None and swap.target.key == key or any(v.key == key for v in self._waiting())
+        swap = self.scheduler._state.swap
+        return (swap is not None and swap.target.key == key) or any(v.key == key for v in self._waiting())
 
     def _waiting(self) -> list[Variant]:
-        return self.scheduler._state.line.variants()  # noqa: SLF001
+        return self.scheduler._state.line.variants()
 
     def _observe(self) -> None:
         asked_at = self.now

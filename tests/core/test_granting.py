@@ -1,0 +1,89 @@
+"""Who may be granted without a swap."""
+
+from __future__ import annotations
+
+from ollama_swap_proxy.core.events import Abandoned, ViewOutdated
+from ollama_swap_proxy.core.policy import Policy
+from ollama_swap_proxy.core.tickets import Variant
+from tests.core.desk import Desk
+
+
+def test_a_resident_of_unknown_options_beside_another_is_not_tried():
+    desk = Desk()
+    desk.report("x", "y")
+    asked = desk.arrive("x")
+    assert asked not in desk.granted()
+    assert desk.evicted() == ["y"]
+    desk.later(0.06)
+    desk.report("x")
+    assert asked in desk.granted()
+    assert desk.evicted() == ["y"]
+
+
+def test_a_resident_of_unknown_options_is_tried_only_when_nothing_runs():
+    desk = Desk()
+    lease = desk.serve("a")
+    for _ in range(3):
+        desk.later(1.0)
+        desk.no_report(unreachable=True)
+    desk.later(1.0)
+    desk.report("a")  # upstream was away: what it lists now may have been loaded by anybody
+    asked = desk.arrive("a")
+    assert asked not in desk.granted()
+    desk.release(lease)
+    assert asked in desk.granted()
+
+
+def test_a_ticket_that_waited_long_for_a_slot_still_waits_for_a_newer_report_when_the_view_is_outdated():
+    desk = Desk(Policy(parallel=1))
+    lease = desk.serve("a")
+    asked = desk.arrive("a")
+    for _ in range(10):
+        desk.later(1.0)
+        desk.report("a")
+    desk.now += 0.5
+    desk.tell(ViewOutdated("an unload passed by"))
+    desk.release(lease)
+    assert asked not in desk.granted()
+    desk.report()
+    assert asked not in desk.granted()
+
+
+def test_on_an_old_view_a_ticket_waits_a_quarter_second_at_most():
+    desk = Desk()
+    desk.release(desk.serve("a"))
+    desk.later(3.0)
+    asked = desk.arrive("a")
+    assert asked not in desk.granted()
+    desk.later(0.26)
+    assert asked in desk.granted()
+
+
+def test_a_view_that_is_never_fresh_enough_begins_swaps_all_the_same_and_asks_for_no_flood_of_reports():
+    desk = Desk(Policy(ps_max_age_s=0.0))
+    desk.release(desk.serve("a"))
+    desk.now += 1.0
+    before = desk.observes()
+    desk.arrive("b")
+    desk.now += 0.01
+    desk.report("a", asked_at=desk.now - 0.01)
+    assert desk.evicted() == ["a"]
+    assert desk.observes() - before <= 2
+
+
+def test_parallel_counts_leases_of_one_model():
+    desk = Desk(Policy(parallel=2))
+    desk.serve("a")
+    second, third = desk.arrive("a"), desk.arrive("a")
+    assert second in desk.granted()
+    assert third not in desk.granted()
+
+
+def test_recipes_of_variants_that_nobody_uses_are_forgotten():
+    desk = Desk(Policy(line_limit=3))
+    desk.serve("a")
+    for number in range(3000):
+        asked = desk.arrive("a", f"num_ctx={number}")
+        desk.scheduler.handle(Abandoned(asked), desk.now)
+    assert len(desk.state.recipes) <= 1025
+    assert Variant("a") in desk.state.recipes

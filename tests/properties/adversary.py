@@ -1,0 +1,353 @@
+"""An Ollama, a gate and clients with bad manners around the scheduler, in virtual time; it checks every invariant.
+
+`Adversary` carries commands out only when told to, in any order, late, twice or never; it is plain data, so that a copy
+of any state can be played to its end (`play_to_the_end`, the deadlock detector). The numbers are the design's.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+
+from ollama_swap_proxy.core import commands, events
+from ollama_swap_proxy.core.events import LoadFailure
+from ollama_swap_proxy.core.policy import DRAIN_AFTERLIFE_S, Policy
+from ollama_swap_proxy.core.scheduler import Scheduler
+from ollama_swap_proxy.core.state import Phase
+from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Variant
+
+POLICY = Policy(
+    parallel=2,
+    give_up_after_s=400.0,
+    stuck_after_s=60.0,
+    load_timeout_s=40.0,
+    unload_timeout_s=10.0,
+    cool_down_s=5.0,
+    cool_down_max_s=40.0,
+    line_limit=12,
+)
+RECIPE = LoadRecipe("/api/generate", b"{}")
+ENDS_WITHIN_S = 200.0
+"""Far more than the truthful rest of any history takes: a cool-down (40 s), a turn and a swap for each variant."""
+MOST_REPORTS_AT_ONCE = 6
+
+
+@dataclass
+class Loaded:
+    """What upstream really has in memory under a key."""
+
+    options: str
+    size: int = 1000
+    vram: int = 1000
+    expires_in_s: float | None = None
+    reachable: bool = True
+
+
+@dataclass
+class Adversary:
+    """The world. Methods named after facts tell them to the scheduler."""
+
+    policy: Policy = POLICY
+    now: float = 0.0
+    loaded: dict[str, Loaded] = field(default_factory=dict)
+    waiting: dict[int, Ticket] = field(default_factory=dict)
+    leases: dict[int, Ticket] = field(default_factory=dict)
+    loading_leases: set[int] = field(default_factory=set)
+    ended: set[int] = field(default_factory=set)
+    rejected: dict[int, commands.Rejection] = field(default_factory=dict)
+    observes: list[tuple[float, tuple[Resident, ...]]] = field(default_factory=list)
+    unloads: dict[str, bool] = field(default_factory=dict)
+    """Unload requests under way, by key; True once answered."""
+    loads: list[Variant] = field(default_factory=list)
+    delivered: list[Report] = field(default_factory=list)
+    wake_at: float | None = None
+    history: list[tuple[events.Event, float]] = field(default_factory=list)
+    answers: list[list[commands.Command]] = field(default_factory=list)
+    last_good: Report | None = None
+    in_swap: bool = False
+    undoing: bool = False
+    goes_ahead: bool = False
+    evicted_in_swap: set[str] = field(default_factory=set)
+    evicted_at: dict[str, float] = field(default_factory=dict)
+    load_ended_at: float = float("-inf")
+    observed_at_once: int = 0
+    stopping: bool = False
+    next_id: int = 1
+    steps: int = 0
+    sound: bool = True
+    """False once a check has failed: the rest of the history says nothing."""
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(self.policy)
+
+    # --- telling ----------------------------------------------------------------------------------------------------
+    def tell(self, event: events.Event) -> None:
+        """Tell one fact, carry out what costs nothing, check everything."""
+        self.steps += 1
+        self.sound = False
+        if not isinstance(event, events.ResidencyObserved | events.TimePassed):
+            self.observed_at_once = 0
+        out = self.scheduler.handle(event, self.now)
+        self.history.append((event, self.now))
+        self.answers.append(out)
+        for command in out:
+            self._carry_out(command)
+        self._check_after()
+        self.sound = True
+
+    def _carry_out(self, command: commands.Command) -> None:
+        match command:
+            case commands.Grant(ticket_id, _, loads):
+                self._granted(ticket_id, loads=loads)
+            case commands.Reject(ticket_id, rejection):
+                assert ticket_id in self.waiting, f"I3: ticket {ticket_id} rejected, but it does not wait"
+                del self.waiting[ticket_id]
+                self.ended.add(ticket_id)
+                self.rejected[ticket_id] = rejection
+                assert rejection.retry_after_s is None or 1 <= rejection.retry_after_s <= 59
+            case commands.Observe():
+                self.observed_at_once += 1
+                assert self.observed_at_once <= MOST_REPORTS_AT_ONCE, "a flood of reports"
+                self.observes.append((self.now, self.listed()))
+            case commands.Evict(key, _):
+                self._evict(key)
+            case commands.Load(variant, _, _, _):
+                self._check_alone(variant)
+                self.loads.append(variant)
+            case commands.WakeAt(at):
+                assert at is None or at > self.now, f"a wake at {at} that is due at once ({self.now}): a busy loop"
+                self.wake_at = at
+            case commands.Step(name, fields):
+                self._note_step(name, dict(fields))
+
+    def _note_step(self, name: str, fields: dict[str, object]) -> None:
+        if name == "swap_decided":
+            assert not self.in_swap, "two swaps at a time"
+            self.in_swap, self.undoing, self.goes_ahead = True, fields["reason"] == "spill", False
+            self.evicted_in_swap.clear()
+        elif name in {"swap_ended", "swap_given_up", "load_failed"}:
+            self.in_swap = False
+        elif name == "newcomer_found" and fields["consequence"] != "evicted too":
+            self.goes_ahead = True
+        elif name == "swap_retargeted":
+            self.undoing = False
+
+    def _granted(self, ticket_id: int, *, loads: bool) -> None:
+        assert ticket_id in self.waiting, f"I3: ticket {ticket_id} granted, but it does not wait"
+        ticket = self.waiting.pop(ticket_id)
+        key = ticket.variant.key
+        if loads:
+            self._check_alone(ticket.variant)
+            self.loading_leases.add(ticket_id)
+        else:
+            assert not self.in_swap, f"I9: {ticket.variant} granted during a swap"
+            assert self.last_good is not None, "I8: granted without any report"
+            assert key in {r.key for r in self.last_good.residents}, f"I8: {key} granted, but the last report lacks it"
+            since = max(self.load_ended_at, self.evicted_at.get(key, float("-inf")))
+            assert self.last_good.asked_at >= since, (
+                f"I8: {key} granted by a report older than the last load or eviction"
+            )
+            others = {t.variant for t in self.leases.values() if t.variant.key == key} - {ticket.variant}
+            assert not others, f"I1: {ticket.variant} in flight beside {others}"
+            on_it = sum(1 for t in self.leases.values() if t.variant.key == key)
+            assert on_it < self.policy.parallel, "more leases than parallel"
+        assert not any(self.leases[i].variant.key == key for i in self.loading_leases if i != ticket_id), (
+            "I8: beside a loader"
+        )
+        self.leases[ticket_id] = ticket
+
+    def _check_alone(self, variant: Variant) -> None:
+        """I1: what makes upstream load something is sent only when the last report shows room for it."""
+        assert self.last_good is not None, "I1: loaded without any report"
+        assert self.last_good.asked_at >= max(self.evicted_at.values(), default=0.0), "I1: loaded before confirmation"
+        beside = {r.key for r in self.last_good.residents} - {variant.key}
+        assert not beside or self.goes_ahead, f"I1: {variant} loaded beside {beside}"
+        busy = {t.variant for t in self.leases.values()} - {variant}
+        assert not busy, f"I1: {variant} loaded while {busy} have leases"
+
+    def _evict(self, key: str) -> None:
+        busy = [t.id for t in self.leases.values() if t.variant.key == key]
+        assert not busy, f"I2: {key} evicted, leased by {busy}"
+        wanted = any(t.variant.key != key or not self._serves(t.variant) for t in self.waiting.values())
+        assert wanted or self.undoing or key in self.evicted_in_swap, f"I7: {key} evicted, and nobody asks for it"
+        assert self.last_good is not None, "I7: evicted without any report"
+        assert key in {r.key for r in self.last_good.residents}, f"I7: {key} evicted, though not listed"
+        self.evicted_in_swap.add(key)
+        self.evicted_at[key] = self.now
+        self.unloads[key] = False
+
+    def _serves(self, variant: Variant) -> bool:
+        return self.state.residency.holds(variant)
+
+    @property
+    def state(self):
+        """The scheduler's memory, to check what its commands alone do not show."""
+        return self.scheduler._state
+
+    # --- checks after each event ------------------------------------------------------------------------------------
+    def _check_after(self) -> None:
+        state, swap, now = self.state, self.state.swap, self.now
+        assert {t.id for t in state.line} == set(self.waiting), "I3: the line is not who waits"
+        assert set(state.leases) == set(self.leases), "I3: the leases are not who was granted"
+        assert (swap is not None) == self.in_swap, "a swap began or ended without a word"
+        assert not (self.stopping and self.waiting), "I4: somebody waits though we are stopping"
+        for ticket in self.waiting.values():
+            assert now < ticket.arrived_at + self.policy.give_up_after_s, "I5: a ticket outlived give_up_after_s"
+        if swap is None:
+            self._check_nobody_idles()
+            return
+        if swap.phase is not Phase.DRAINING and swap.phase is not Phase.EVICTING:
+            longest_s = max(self.policy.load_timeout_s + 1, self.policy.stuck_after_s)
+            assert now - swap.phase_since <= longest_s, f"I5: {swap.phase} takes longer than {longest_s} s"
+        if swap.phase is Phase.EVICTING:
+            longest_s = 8 * max(self.policy.stuck_after_s, self.policy.unload_timeout_s)
+            assert now - swap.phase_since <= longest_s, f"I5: {swap.phase} takes longer than {longest_s} s"
+        asked = any(t.variant == swap.target for t in self.waiting.values())
+        if swap.phase is Phase.DRAINING and not asked and not swap.undoes_spill:
+            assert swap.asker_left_at is not None, "I10: a drain for nobody"
+            assert now < swap.asker_left_at + DRAIN_AFTERLIFE_S, "I10: a drain outlives its asker for too long"
+
+    def _check_nobody_idles(self) -> None:
+        state = self.state
+        if not state.residency.is_fresh(self.now, self.policy.ps_max_age_s) or self.stopping:
+            return
+        for ticket in self.waiting.values():
+            key = ticket.variant.key
+            if not state.residency.holds(ticket.variant) or key in state.residency.leaving:
+                continue
+            on_it = sum(1 for t in self.leases.values() if t.variant.key == key)
+            loads = any(self.leases[i].variant.key == key for i in self.loading_leases)
+            assert on_it >= self.policy.parallel or loads, f"I4: {ticket} waits beside its idle model"
+        resists = any(pause.until > self.now for pause in state.resisting.values())
+        leaving = bool(state.residency.leaving)
+        assert not self.waiting or self.leases or resists or leaving, "I4: somebody waits, and nothing is under way"
+
+    # --- facts ------------------------------------------------------------------------------------------------------
+    def arrive(
+        self, key: str, options: str = "", *, recipe: bool = True, briefly: bool = False, aged_s: float = 0.0
+    ) -> int:
+        ticket = Ticket(
+            self.next_id,
+            Variant(key, options),
+            key,
+            max(0.0, self.now - aged_s),
+            RECIPE if recipe else None,
+            stays_briefly=briefly,
+        )
+        self.next_id += 1
+        self.waiting[ticket.id] = ticket
+        self.tell(events.Arrived(ticket))
+        return ticket.id
+
+    def abandon(self, ticket_id: int) -> None:
+        del self.waiting[ticket_id]
+        self.ended.add(ticket_id)
+        self.tell(events.Abandoned(ticket_id))
+
+    def progress(self, ticket_id: int) -> None:
+        ticket = self.leases[ticket_id]
+        if ticket.variant.key not in self.loaded or ticket_id in self.loading_leases:
+            self.loaded[ticket.variant.key] = Loaded(ticket.variant.options)
+        self.loading_leases.discard(ticket_id)
+        self.tell(events.Progressed(ticket_id, self.now))
+
+    def release(self, ticket_id: int, *, failed: bool = False) -> None:
+        del self.leases[ticket_id]
+        self.loading_leases.discard(ticket_id)
+        self.ended.add(ticket_id)
+        self.tell(events.Released(ticket_id, failed))
+
+    def listed(self) -> tuple[Resident, ...]:
+        return tuple(
+            Resident(key, key, f"d-{key}", it.size, it.vram, it.expires_in_s, it.reachable)
+            for key, it in self.loaded.items()
+        )
+
+    def report(self, index: int = 0, *, as_of_asking: bool = False, twice: bool = False) -> None:
+        """Answer an outstanding Observe; the content is of any moment between the question and the answer."""
+        asked_at, then = self.observes.pop(index)
+        residents = then if as_of_asking else self.listed()
+        self.deliver(Report(asked_at, self.now, residents + residents[:1] if twice else residents))
+
+    def deliver(self, report: Report) -> None:
+        self.delivered.append(report)
+        if self.last_good is None or report.asked_at >= self.last_good.asked_at:
+            self.last_good = report
+        self.tell(events.ResidencyObserved(report))
+
+    def no_report(self, index: int = 0, *, unreachable: bool = False) -> None:
+        asked_at, _ = self.observes.pop(index)
+        self.tell(events.ResidencyUnknown(asked_at, "no answer", unreachable))
+
+    def answer_unload(self, key: str, *, accepted: bool) -> None:
+        self.unloads[key] = True
+        if not accepted:
+            del self.unloads[key]
+        self.tell(events.EvictionAnswered(key, accepted, "" if accepted else "no name reaches it"))
+
+    def unload(self, key: str) -> None:
+        """The unload takes effect, as soon as the model is idle."""
+        if key in self.loaded and any(t.variant.key == key for t in self.leases.values()):
+            return
+        answered = self.unloads.pop(key)
+        self.loaded.pop(key, None)
+        if not answered:
+            self.tell(events.EvictionAnswered(key, accepted=True))
+
+    def end_load(self, index: int, failure: LoadFailure | None, *, lasts: bool = True, vram: int = 1000) -> None:
+        variant = self.loads.pop(index)
+        if failure is None and lasts:
+            self.loaded[variant.key] = Loaded(variant.options, vram=vram)
+        if failure is None:
+            self.load_ended_at = self.now
+        self.tell(events.LoadEnded(variant, failure))
+
+    def restart(self) -> None:
+        """Upstream goes away with all it holds; running requests break."""
+        self.loaded.clear()
+        self.unloads.clear()
+        for ticket_id in list(self.leases):
+            self.release(ticket_id, failed=True)
+        while self.loads:
+            self.end_load(0, LoadFailure(502, "connection lost", transient=True))
+
+    # --- time -------------------------------------------------------------------------------------------------------
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass, waking the scheduler whenever it asked for it."""
+        until = self.now + seconds
+        while self.wake_at is not None and self.wake_at <= until:
+            self.now, self.wake_at, self.observed_at_once = max(self.now, self.wake_at), None, 0
+            self.tell(events.TimePassed())
+        self.now, self.observed_at_once = until, 0
+
+    def behave(self, seconds: float, vram: int = 1000) -> None:
+        """Let upstream do what it is asked, promptly, for a while; clients stay as they are."""
+        until = self.now + seconds
+        while self.now < until:
+            while self.observes:
+                self.report()
+            for key in list(self.unloads):
+                self.unload(key)
+            if self.loads:
+                self.pass_time(0.5)
+                if self.loads:
+                    self.end_load(0, None, vram=vram)
+            self.pass_time(0.04)
+
+    def play_to_the_end(self) -> None:
+        """The deadlock detector: everybody else leaves, upstream behaves; whoever waits must come to an end."""
+        world = copy.deepcopy(self)
+        ends_at = world.now + ENDS_WITHIN_S
+        while world.waiting or world.in_swap or world.leases:
+            assert world.now < ends_at, f"I5: still waiting: {world.waiting}, {world.scheduler.snapshot(world.now)}"
+            for ticket_id in list(world.leases):
+                world.progress(ticket_id)
+                if ticket_id in world.leases:
+                    world.release(ticket_id)
+            world.behave(0.5)
+
+    def replay(self) -> None:
+        """I6: the same history gives the same commands."""
+        again = Scheduler(self.policy)
+        for (event, now), answer in zip(self.history, self.answers, strict=True):
+            assert again.handle(event, now) == answer, f"I6: {event} at {now} was answered otherwise"

@@ -208,7 +208,7 @@ class Scheduler:
                     break
             elif not self._begin_swap_if_due(now):
                 granting.grant_all(state, now)
-                if not self._begin_swap_if_due(now):
+                if not len(state.line) or not self._begin_swap_if_due(now):
                     break
         else:
             raise RuntimeError("the scheduler's decisions undo each other")

@@ -37,6 +37,10 @@ POLL_S = 0.05
 CAREFUL_POLL_S = 0.25
 """The same for older or unknown versions: there a report during a load can answer 500 or kill the server."""
 
+SPILL_UNDONE_AFTER_S = 5.0
+"""A spill is undone when nothing has moved for this long: a client in a loop, or one that alternates between two
+models, comes back sooner, and must not find its model gone."""
+
 SETTLE_FIRST_S = 0.5
 """The first wait that a spill teaches; each further one doubles it. Drivers typically need 0.5 to 1.5 s."""
 

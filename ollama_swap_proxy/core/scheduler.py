@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from ollama_swap_proxy.core import commands, events, evicting, failing, granting, loading, swapping
 from ollama_swap_proxy.core.forecast import Forecast
-from ollama_swap_proxy.core.policy import CAREFUL_POLL_S, RETRY_AFTER_S, UPSTREAM_GRACE_S, Policy
+from ollama_swap_proxy.core.policy import CAREFUL_POLL_S, RETRY_AFTER_S, SPILL_UNDONE_AFTER_S, UPSTREAM_GRACE_S, Policy
 from ollama_swap_proxy.core.snapshot import Snapshot, take
 from ollama_swap_proxy.core.state import NEVER, Phase, State
 from ollama_swap_proxy.core.tickets import Report, Ticket, Variant
@@ -230,7 +230,13 @@ class Scheduler:
 
     def _undo_spill_if_idle(self, now: float) -> bool:
         state = self._state
-        if not state.spills_to_undo or len(state.line) or state.leases or not state.has_fresh_view(now):
+        if not state.spills_to_undo or len(state.line) or state.leases:
+            return False
+        idle_enough_at = state.moved_at + SPILL_UNDONE_AFTER_S
+        if now < idle_enough_at:
+            state.wake(idle_enough_at)
+            return False
+        if not state.has_fresh_view(now):
             return False
         target = min(state.spills_to_undo)
         state.spills_to_undo.discard(target)

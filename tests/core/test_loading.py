@@ -97,7 +97,7 @@ def test_a_spill_is_undone_only_after_its_own_unload_is_confirmed():
     spilled = resident("b", vram=500)
     desk.report(spilled)
     desk.release(desk.granted()[-1])
-    desk.later(1.5)
+    desk.later(7.5)
     desk.report(spilled)
     assert desk.evicted()[-1] == "b"
     desk.tell(EvictionAnswered("b", accepted=True))
@@ -115,8 +115,9 @@ def test_who_waits_for_another_model_does_not_wait_for_a_spill_to_be_undone():
     world = World(vram_lag_s=0.8, unload_s=1.0)
     world.ask("a", hold_s=0.5)
     world.ask("b", at=30.0, hold_s=0.5)
+    world.at(60.0, lambda: None)
     world.run(until=31.0)
-    while world.said("swap_decided")[-1]["reason"] != "spill":
+    while world.said("swap_decided")[-1]["reason"] != "spill" and world.now < 60.0:
         world.run(until=world.now + 0.05)
     other = world.ask("c", at=world.now + 0.5)
     world.run()

@@ -216,6 +216,19 @@ def test_the_largest_of_several_models_does_not_spill_at_every_swap():
     assert len(world.said("spill_found")) <= 4
 
 
+def test_a_spill_is_not_undone_between_two_requests_of_a_client_in_a_loop():
+    world = World(vram_lag_s=0.8)
+    world.ask("a", hold_s=0.5)
+    for turn in range(5):
+        world.ask("b", at=20.0 + turn * 4.0, hold_s=0.5)
+    world.run(until=38.0)
+    assert [key for _, key in world.evictions] == ["a"]
+    world.at(60.0, lambda: None)
+    world.run()
+    assert [key for _, key in world.evictions] == ["a", "b"]
+    assert not any(spilled for _, spilled in world.residents.values())
+
+
 def test_without_lag_nobody_waits_for_memory():
     world = World()
     for turn in range(6):

@@ -2,8 +2,8 @@
 
 Owns the check that every request on the proxy port passes first. Must not read bodies.
 
-Ollama itself keeps web pages out that reach a loopback server by DNS rebinding (server/routes.go:1803). We send it a Host of
-our own, so that guard is ours to keep: the same list, and like Ollama's only while we listen on loopback.
+Ollama itself keeps web pages out that reach a loopback server by DNS rebinding (server/routes.go:1803). We send it a
+Host of our own, so that guard is ours to keep: the same list, and like Ollama's only while we listen on loopback.
 """
 
 from __future__ import annotations

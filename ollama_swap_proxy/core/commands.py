@@ -15,8 +15,9 @@ from ollama_swap_proxy.core.tickets import LoadRecipe, Variant
 class Grant:
     """Let this ticket's request through: it now holds a lease.
 
-    ``swapped`` says whether a swap was made while it waited (for the request's log line). ``loads`` marks the request by
-    which Ollama itself loads the model: the gate tells its first byte at once (`events.Progressed`), that of others later.
+    ``swapped`` says whether a swap was made while it waited (for the request's log line). ``loads`` marks the request
+    by which Ollama itself loads the model: the gate tells its first byte at once (`events.Progressed`), that of
+    others later.
     """
 
     ticket_id: int
@@ -28,8 +29,9 @@ class Grant:
 class Rejection:
     """Why a ticket ends without a lease. ``code`` is stable and documented (docs/api.md).
 
-    Codes: ``upstream_down`` (502), ``waited_too_long`` (503), ``nothing_moved`` (503), ``unload_not_confirmed`` (504), ``drain_stuck`` (503),
-    ``load_failed`` (upstream's status), ``load_timeout`` (504), ``line_full`` (503), ``stopping`` (503).
+    Codes: ``upstream_down`` (502), ``waited_too_long`` (503), ``nothing_moved`` (503), ``unload_not_confirmed``
+    (504), ``drain_stuck`` (503), ``load_failed`` (upstream's status), ``load_timeout`` (504), ``line_full`` (503),
+    ``stopping`` (503).
     """
 
     code: str
@@ -80,10 +82,7 @@ class WakeAt:
 class Step:
     """Something worth a log line happened; ``name`` is stable, ``fields`` are plain values. Logging is a command too.
 
-    Names: ``swap_decided``, ``drain_started``, ``drain_slow``, ``drain_ended``, ``eviction_sent``, ``eviction_repeated``, ``eviction_confirmed``,
-    ``newcomer_found``, ``settle_started``, ``load_started``, ``load_ended``, ``load_failed``, ``swap_ended``, ``swap_given_up``,
-    ``spill_found``, ``settle_learned``, ``resident_found``, ``resident_gone``, ``residency_unknown``, ``residency_known``,
-    ``cool_down_started``, ``variant_reload``.
+    The names and what each means to an operator: docs/operations.md, "What the log says".
     """
 
     name: str

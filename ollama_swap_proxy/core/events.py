@@ -34,7 +34,9 @@ class Progressed:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """A leased request is over. ``failed`` says that upstream answered it with a status of 500 or more, or broke off."""
+    """A leased request is over. ``failed`` says that upstream answered it with a status of 500 or more, or broke
+    off.
+    """
 
     ticket_id: int
     failed: bool = False

@@ -33,9 +33,9 @@ class Forecast:
     The wait starts at 0, grows when a load spills that once fitted, and ends at ``settle_max_s``. A spill after the
     longest wait proves that lag is not the cause: then the wait from before that model's spills is taken up again.
 
-    ``fitted`` lay wholly in GPU memory once. ``suspects`` spilled at first sight though they may fit: no larger than what
-    was seen resident, or what spilled is no more than what had just been freed (else the largest of several models would
-    spill at each swap, and never be found out). Their next load comes after the longest wait, and decides.
+    ``fitted`` lay wholly in GPU memory once. ``suspects`` spilled at first sight though they may fit: no larger than
+    what was seen resident, or what spilled is no more than what had just been freed (else the largest of several
+    models would spill at each swap, and never be found out). Their next load comes after the longest wait, and decides.
     ``accepted`` spill whatever we do.
     """
 

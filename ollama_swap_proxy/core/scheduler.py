@@ -2,8 +2,8 @@
 
 Theory of operation. Each event is first taken in (a fact changes what we remember), then `_advance` asks the same
 question again: does the swap under way move on; if none is, is the turn over; who may be granted; should a swap begin?
-One decision function after every event means that no order of events needs a rule of its own. The steps of a swap are in
-`swapping` (with `evicting` and `loading`), who may be granted without one in `granting`, what failed in `failing`;
+One decision function after every event means that no order of events needs a rule of its own. The steps of a swap are
+in `swapping` (with `evicting` and `loading`), who may be granted without one in `granting`, what failed in `failing`;
 `turns`, `residency` and `forecast` answer pure questions.
 
 Owns the intake of events and the order of decisions. Must not do anything: the gate carries the commands out.

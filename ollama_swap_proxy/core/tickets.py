@@ -75,8 +75,8 @@ class Resident:
     """A model that upstream's report lists as loaded.
 
     ``names`` are all names known to be this runner, the listed one first; ``reachable`` says whether an unload can
-    still find it by one of them (a deleted or re-created name cannot be unloaded; server/sched.go:1713). ``expires_in_s`` is advice only: Ollama's
-    own value may lie in the past while the model is busy.
+    still find it by one of them (a deleted or re-created name cannot be unloaded; server/sched.go:1713).
+    ``expires_in_s`` is advice only: Ollama's own value may lie in the past while the model is busy.
     """
 
     key: str

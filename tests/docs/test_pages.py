@@ -157,7 +157,12 @@ def test_what_is_said_of_ollama_is_backed_by_recordings() -> None:
         assert (ROOT / "tests" / "transcripts" / f"{name}.json").exists()
 
 
-def test_log_lines_named_in_the_pages_exist() -> None:
-    steps = set(re.findall(r"`(\w+)`", _read("ollama_swap_proxy/core/commands.py").partition("class Step")[2]))
-    table = _read("docs/operations.md").partition("The ones to watch for:")[2].partition("\n## ")[0]
-    assert set(_table_words(table)) <= steps
+def test_the_log_lines_told_to_the_operator_are_those_that_the_core_writes() -> None:
+    """Core modules write a line by `State.say`, whose first argument is its name."""
+    said: set[str] = set()
+    for module in (ROOT / "ollama_swap_proxy" / "core").glob("*.py"):
+        said.update(re.findall(r'\.say\(\s*"([a-z_]+)"', module.read_text(encoding="utf-8")))
+    page = _read("docs/operations.md").partition("## What the log says")[2].partition("\n## ")[0]
+    assert said
+    assert said <= set(re.findall(r"`([a-z_]+)`", page))
+    assert set(_table_words(page.partition("The ones to watch for:")[2])) <= said

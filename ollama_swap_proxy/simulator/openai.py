@@ -172,12 +172,15 @@ def _packed(vector: Sequence[float]) -> str:
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
-def parse_transcription(body: bytes) -> Completion:
+def parse_transcription(body: bytes, model: str = "") -> Completion:
     """Read the form of a /v1/audio/transcriptions request; its boundary is taken from the body's first line.
 
-    It is a streamed chat whose answer is written once, at the end (semantics, section 1).
+    ``model`` is the one that the query names, if it does: then the form need not (Go's FormValue reads both).
+    The whole is a streamed chat whose answer is written once, at the end (semantics, section 1).
     """
     fields = _form(body)
+    if model:
+        fields["model"] = model.encode()
     if not fields.get("model"):
         raise wire.refuse("model is required")
     if "file" not in fields:

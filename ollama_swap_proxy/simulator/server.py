@@ -239,10 +239,10 @@ def _inferring(inference: Inference, surface: Surface) -> Route:
 
     def serve(request: Request, cors: Headers) -> Coroutine[Any, Any, None]:
         chosen = surface
-        if request.query and request.header("content-type").startswith("multipart/form-data"):
+        if request.query and surface.parse is openai.parse_transcription:
             named = parse_qs(request.query[1:]).get("model")
             if named:
-                chosen = replace(surface, parse=lambda body: replace(surface.parse(body), model=named[0]))
+                chosen = replace(surface, parse=lambda body: openai.parse_transcription(body, named[0]))
         return inference.serve(request, chosen, cors)
 
     return serve

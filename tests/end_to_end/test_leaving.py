@@ -143,7 +143,7 @@ async def test_one_that_leaves_a_drain_holds_the_others_up_for_a_moment_only(mon
         assert stage.unloads() == 0
 
 
-async def test_one_that_comes_back_to_a_drain_finds_it_as_far_as_it_was(stage):
+async def test_one_that_comes_back_to_a_drain_finds_it_as_far_as_it_was():
     async with staged(turn_limit_s=0.05) as stage:
         async with stage.streaming("a"):
             client = await Client.asks(stage, "b")

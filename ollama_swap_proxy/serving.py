@@ -100,7 +100,7 @@ class Service:
     async def _open_admin(self, gate: Gate) -> Address:
         settings = self.settings
         runner = web.AppRunner(
-            operator_app(gate.snapshot, str(settings.upstream)),
+            operator_app(gate.snapshot, settings),
             access_log=None,
             handle_signals=False,
             shutdown_timeout=1.0,

@@ -1,0 +1,82 @@
+"""The operator's first pages, drawn from a snapshot, over a real socket."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from ollama_swap_proxy.config import Settings
+from ollama_swap_proxy.core.events import Arrived, ResidencyObserved, ResidencyUnknown, Stopping
+from ollama_swap_proxy.core.policy import Policy
+from ollama_swap_proxy.core.scheduler import Scheduler
+from ollama_swap_proxy.core.snapshot import Snapshot, SwapSeen
+from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Variant
+from ollama_swap_proxy.operator.api import Bounds, operator_app, unready_reasons
+
+BOUNDS = Bounds.of(Settings())
+SWAP = SwapSeen(1, "b:latest", "", "request", "evicting", 1.0, 2.0, ("a:latest",), ())
+
+
+def seen(**changes: object) -> Snapshot:
+    scheduler = Scheduler(Policy())
+    scheduler.handle(ResidencyObserved(Report(0.0, 0.1, (Resident("k", "a:latest", "d", 100, 60),))), 0.1)
+    scheduler.handle(Arrived(Ticket(7, Variant("other"), "b:latest", 0.2, LoadRecipe("/api/generate", b"{}"))), 0.2)
+    return dataclasses.replace(scheduler.snapshot(0.3), **changes)
+
+
+def test_a_healthy_proxy_is_ready():
+    assert unready_reasons(seen(swap=None), BOUNDS) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"unreachable_for_s": 1.0, "unknown": "nothing listens there"}, "nothing listens there"),
+        ({"report_age_s": None}, "no report"),
+        ({"report_age_s": 16.0, "unknown": "late"}, "late"),
+        ({"swap": dataclasses.replace(SWAP, phase_s=66.0)}, "evicting for 66 s"),
+        ({"swap": dataclasses.replace(SWAP, phase="settling", phase_s=12.0)}, "settling"),
+        ({"swap": dataclasses.replace(SWAP, phase="confirming", phase_s=31.0)}, "confirming"),
+        ({"stopping": True}, "stopping"),
+    ],
+)
+def test_what_keeps_us_from_our_job_is_named(changes: dict[str, object], word: str):
+    reasons = unready_reasons(seen(**{"swap": None, **changes}), BOUNDS)
+    assert any(word in reason for reason in reasons)
+
+
+def test_drains_and_loads_may_take_minutes():
+    for phase in ("draining", "loading"):
+        assert unready_reasons(seen(swap=dataclasses.replace(SWAP, phase=phase, phase_s=500.0)), BOUNDS) == []
+
+
+def test_the_bounds_follow_the_settings():
+    patient = Bounds.of(Settings(unload_timeout_s=300, ps_interval_s=60))
+    slow = seen(swap=dataclasses.replace(SWAP, phase_s=200.0), report_age_s=100.0)
+    assert unready_reasons(slow, patient) == []
+    assert len(unready_reasons(slow, BOUNDS)) == 2
+
+
+async def test_the_routes_answer_from_the_snapshot_of_the_moment():
+    picture = seen()
+    async with TestClient(TestServer(operator_app(lambda: picture, Settings()))) as client:
+        assert (await client.get("/healthz")).status == 200
+        shown = await (await client.get("/v1/snapshot")).json()
+        assert shown["residents"][0] | {"name": "a:latest", "spilled_bytes": 40} == shown["residents"][0]
+        assert shown["swap"]["target"] == "b:latest"
+        assert shown["lines"][0]["waiting"] == 1
+        assert shown["upstream"] == "http://127.0.0.1:11434"
+        assert (await client.get("/readyz")).status == 200
+        picture = seen(stopping=True)
+        answer = await client.get("/readyz")
+        assert answer.status == 503
+        assert (await answer.json())["reasons"] == ["stopping"]
+
+
+def test_unknown_residency_shows_with_its_reason():
+    scheduler = Scheduler(Policy())
+    scheduler.handle(ResidencyUnknown(0.0, "late"), 2.0)
+    scheduler.handle(Stopping(), 2.0)
+    assert scheduler.snapshot(2.0).unknown == "late"

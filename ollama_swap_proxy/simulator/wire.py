@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 from ollama_swap_proxy.simulator.http_head import (
@@ -147,8 +147,8 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Somebody connected."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - a TCP server makes no others
-        self._transport = transport
+        # A TCP server makes no others, but uvloop's are no subclass: nothing to check by.
+        self._transport = cast("asyncio.Transport", transport)
         self._open.add(self)
 
     def connection_lost(self, _exc: Exception | None) -> None:

@@ -24,20 +24,24 @@ def give(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> No
 
 def is_servable(state: State, variant: Variant) -> bool:
     """Say whether this variant's tickets need no swap: it is resident, or may be, or is being loaded."""
-    if state.residency.holds(variant) or state.residency.may_be_tried(variant.key):
+    if variant.key in state.residency.residents and (
+        state.residency.holds(variant) or state.residency.may_be_tried(variant.key)
+    ):
         return True
     loader = state.loader_on(variant.key)
     return loader is not None and loader.ticket.variant == variant
 
 
-def grant_all(state: State, now: float) -> None:
-    """Grant every ticket that may go now, oldest first within its variant."""
+def grant_all(state: State, now: float) -> bool:
+    """Grant every ticket that may go now, oldest first within its variant; say whether any could."""
+    waiting = len(state.line)
     for variant in state.line.variants():
         if not is_servable(state, variant):
             continue
         while (ticket := state.line.head(variant)) is not None and _may_go(state, ticket, now):
             unknown = state.residency.holds_unknown_variant(variant.key)
             give(state, ticket, now, loads=unknown)
+    return len(state.line) < waiting
 
 
 def _may_go(state: State, ticket: Ticket, now: float) -> bool:
@@ -79,15 +83,17 @@ def next_target(state: State, now: float) -> Ticket | None:
     for head in state.line.heads():
         if is_servable(state, head.variant):
             continue
-        resisting = [
-            state.resisting[v.key] for v in state.residency.victims_for(head.variant) if v.key in state.resisting
-        ]
-        blocked_until = max((pause.until for pause in resisting), default=now)
+        blocked_until = _resisted_until(state, head.variant, now) if state.resisting else now
         if blocked_until > now:
             state.wake(blocked_until)
             continue
         candidates.append(head)
     return turns.choose_next(candidates, now, state.policy)
+
+
+def _resisted_until(state: State, target: Variant, now: float) -> float:
+    victims = state.residency.victims_for(target)
+    return max((state.resisting[v.key].until for v in victims if v.key in state.resisting), default=now)
 
 
 def turn_is_over(state: State, target: Ticket, now: float) -> bool:

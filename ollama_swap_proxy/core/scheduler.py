@@ -207,8 +207,8 @@ class Scheduler:
                 if not swapping.advance(state, state.swap, now):
                     break
             elif not self._begin_swap_if_due(now):
-                granting.grant_all(state, now)
-                if not len(state.line) or not self._begin_swap_if_due(now):
+                granted = granting.grant_all(state, now)
+                if not granted or not len(state.line) or not self._begin_swap_if_due(now):
                     break
         else:
             raise RuntimeError("the scheduler's decisions undo each other")

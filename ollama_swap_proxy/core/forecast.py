@@ -43,7 +43,8 @@ class Forecast:
     settle_s: float = 0.0
     swap_s: dict[Variant, float] = field(default_factory=dict)
     fitted: set[Variant] = field(default_factory=set)
-    suspects: set[Variant] = field(default_factory=set)
+    suspects: dict[Variant, float] = field(default_factory=dict)
+    """With the settle wait that was in force when they spilled."""
     accepted: set[Variant] = field(default_factory=set)
     settle_before_spills_s: dict[Variant, float] = field(default_factory=dict)
 
@@ -88,7 +89,7 @@ class Forecast:
         if target in self.accepted or longest_waited or not may_fit:
             self._accept(target)
             return Spill.ACCEPTED
-        self.suspects.add(target)
+        self.suspects[target] = self.settle_s
         return Spill.RELOAD
 
     def forget_settle(self) -> None:
@@ -99,17 +100,17 @@ class Forecast:
         self.settle_before_spills_s.clear()
 
     def _note_fit(self, target: Variant) -> None:
-        if target in self.suspects:
-            self._grow()  # only the wait was different: it was lag
+        if target in self.suspects and self.settle_s <= self.suspects[target]:
+            self._grow()  # only the wait was different: it was lag (and no other spill has taught that meanwhile)
         self.fitted.add(target)
-        self.suspects.discard(target)
+        self.suspects.pop(target, None)
         self.accepted.discard(target)
         self.settle_before_spills_s.pop(target, None)
 
     def _accept(self, target: Variant) -> None:
         self.accepted.add(target)
         self.fitted.discard(target)
-        self.suspects.discard(target)
+        self.suspects.pop(target, None)
         self.settle_before_spills_s.pop(target, None)
 
     def _grow(self) -> None:

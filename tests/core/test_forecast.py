@@ -72,3 +72,14 @@ def test_a_load_on_the_cpu_alone_teaches_nothing() -> None:
     loaded = Resident("a", "a:latest", "d", 0, 0)
     assert forecast.note_load(loaded, A, 0.0, largest_vram_bytes=0, freed_bytes=0) is Spill.NONE
     assert A not in forecast.fitted
+
+
+def test_one_lag_is_learned_once_however_many_models_it_made_spill() -> None:
+    """Two suspects of the same lag: the first that fits after a longer wait teaches it, the second does not double it."""
+    forecast = Forecast(6.0)
+    spilled, whole = Resident("m", "m:latest", "d", SIZE, 600), Resident("m", "m:latest", "d", SIZE, SIZE)
+    for target in (A, B):
+        forecast.note_load(spilled, target, 0.0, largest_vram_bytes=SIZE, freed_bytes=0)
+    for target in (A, B):
+        forecast.note_load(whole, target, 6.0, largest_vram_bytes=SIZE, freed_bytes=0)
+    assert forecast.settle_s == 0.5

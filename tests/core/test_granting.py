@@ -87,3 +87,21 @@ def test_recipes_of_variants_that_nobody_uses_are_forgotten():
         desk.scheduler.handle(Abandoned(asked), desk.now)
     assert len(desk.state.recipes) <= 1025
     assert Variant("a") in desk.state.recipes
+
+
+def test_whom_a_model_was_loaded_for_is_served_once_however_short_turns_are():
+    desk = Desk(Policy(turn_limit_s=0.05))
+    asked = desk.arrive("b")
+    desk.report()
+    other = desk.arrive("c")
+    desk.loaded("b")
+    asked_at = desk.now + 0.0005
+    desk.tell(ViewOutdated("an unload passed by"))
+    desk.report("b", asked_at=asked_at)
+    assert desk.phase is None
+    assert desk.granted() == []
+    desk.now += 0.1
+    desk.report("b")
+    assert asked in desk.granted()
+    assert other not in desk.granted()
+    assert desk.evicted() == []

@@ -75,7 +75,7 @@ def test_a_load_on_the_cpu_alone_teaches_nothing() -> None:
 
 
 def test_one_lag_is_learned_once_however_many_models_it_made_spill() -> None:
-    """Two suspects of the same lag: the first that fits after a longer wait teaches it, the second does not double it."""
+    """Two suspects of one lag: the first that fits after a longer wait teaches it, the second does not double it."""
     forecast = Forecast(6.0)
     spilled, whole = Resident("m", "m:latest", "d", SIZE, 600), Resident("m", "m:latest", "d", SIZE, SIZE)
     for target in (A, B):

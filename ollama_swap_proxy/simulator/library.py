@@ -27,16 +27,22 @@ class Manifest:
 
     @property
     def capabilities(self) -> list[str]:
-        """As /api/show lists them."""
+        """What the model can do: what /api/show lists, and what is checked of a request (server/images.go:112)."""
+        return self._able(tools=self.model.tools)
+
+    @property
+    def listed_capabilities(self) -> list[str]:
+        """As /api/tags lists them, which goes by Ollama's own template alone (server/model_list_cache.go:369).
+
+        A model whose chat template is the engine's own can call tools without saying so there (recorded: toolman).
+        """
+        return self._able(tools=self.model.tools and ".Tools" in self.model.template)
+
+    def _able(self, *, tools: bool) -> list[str]:
         model = self.model
         if model.embed:
             return ["embedding"]
-        # A model whose chat template is the engine's own can call tools without saying so here (recorded: toolman).
-        flags = {
-            "vision": model.vision,
-            "tools": model.tools and ".Tools" in model.template,
-            "thinking": model.thinking,
-        }
+        flags = {"vision": model.vision, "tools": tools, "thinking": model.thinking}
         return ["completion", *(name for name, on in flags.items() if on)]
 
 

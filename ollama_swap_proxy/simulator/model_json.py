@@ -58,7 +58,7 @@ def tag(manifest: Manifest) -> Mapping[str, Any]:
         "size": model.size_bytes,
         "digest": manifest.digest,
         "details": details(model, parent=model.parent) | more,
-        "capabilities": manifest.capabilities,
+        "capabilities": manifest.listed_capabilities,
     }
 
 

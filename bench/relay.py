@@ -2,6 +2,7 @@
 
     python bench/relay.py                  the whole proxy, its gate included
     python bench/relay.py --bare           the relay alone
+    python bench/relay.py --uvloop         all on uvloop; without it all on plain asyncio, installed or not
     python bench/relay.py --at-least 1.5   exit 1 if us/naive is less, in requests a second, in any row
 
 Light GET (/api/version) and a warm one-token POST (/api/generate), at 1 and 32 connections. Each figure is the median
@@ -50,11 +51,21 @@ def cpu_s(pid: int) -> float:
     return 0.0
 
 
+def loop_of(pid: int) -> str:
+    """Say on which event loop a process runs: it has mapped uvloop's library only if it uses it."""
+    with contextlib.suppress(OSError):
+        return "uvloop" if "/uvloop/" in Path(f"/proc/{pid}/maps").read_text() else "asyncio"
+    return "unknown"
+
+
 @contextlib.contextmanager
-def running(port: int, *command: str) -> Iterator[int]:
+def running(port: int, loop: str, *command: str) -> Iterator[int]:
     environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     process = subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+        [sys.executable, str(HERE / "on_loop.py"), loop, *command],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=environment,
     )
     try:
         limit = time.monotonic() + START_LIMIT_S
@@ -82,20 +93,21 @@ def medians(rounds: list[Figures]) -> Figures:
     return {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]}
 
 
-def run(*, bare: bool, rounds: int, seconds: float) -> dict[tuple[str, int], dict[str, Figures]]:
+def run(*, bare: bool, loop: str, rounds: int, seconds: float) -> dict[tuple[str, int], dict[str, Figures]]:
     upstream, naive, us, admin = (free_port() for _ in range(4))
     url = f"http://127.0.0.1:{upstream}"
     ours = [str(HERE / "bare_relay.py"), str(us), url]
     if not bare:
         listen = ["--listen", f"127.0.0.1:{us}", "--admin", f"127.0.0.1:{admin}"]
-        ours = ["-m", "ollama_swap_proxy", "serve", "--upstream", url, *listen]
+        ours = ["ollama_swap_proxy", "serve", "--upstream", url, *listen]
     results = {}
     with (
-        running(upstream, str(HERE / "recorded_upstream.py"), str(upstream)) as direct_pid,
-        running(naive, str(HERE / "naive_relay.py"), str(naive), url) as naive_pid,
-        running(us, *ours) as our_pid,
+        running(upstream, loop, str(HERE / "recorded_upstream.py"), str(upstream)) as direct_pid,
+        running(naive, loop, str(HERE / "naive_relay.py"), str(naive), url) as naive_pid,
+        running(us, loop, *ours) as our_pid,
     ):
         servers = {"direct": (upstream, direct_pid), "naive": (naive, naive_pid), "us": (us, our_pid)}
+        print("event loops: " + ", ".join(f"{name} {loop_of(pid)}" for name, (_, pid) in servers.items()))
         for kind, connections in CASES:
             figures: dict[str, list[Figures]] = {name: [] for name in servers}
             for _ in range(rounds):
@@ -130,11 +142,13 @@ def show(results: dict[tuple[str, int], dict[str, Figures]]) -> float:
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--bare", action="store_true")
+    arguments.add_argument("--uvloop", action="store_true")
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--seconds", type=float, default=1.0)
     arguments.add_argument("--at-least", type=float, default=0.0)
     given = arguments.parse_args()
-    least = show(run(bare=given.bare, rounds=given.rounds, seconds=given.seconds))
+    loop = "uvloop" if given.uvloop else "asyncio"
+    least = show(run(bare=given.bare, loop=loop, rounds=given.rounds, seconds=given.seconds))
     sys.exit(0 if least >= given.at_least else 1)
 
 

@@ -13,6 +13,7 @@ from typing import Final
 
 import structlog
 from aiohttp import web
+from aiohttp.web_protocol import RequestPayloadError
 
 from ollama_swap_proxy.access import HostGuard
 from ollama_swap_proxy.bodies import Body, read_intent
@@ -28,6 +29,9 @@ from ollama_swap_proxy.http_server import Answer, OwnAnswer, client_of, let_clie
 from ollama_swap_proxy.upstream.catalog import Catalog, Entry
 from ollama_swap_proxy.upstream.control import ControlError
 from ollama_swap_proxy.upstream.relay import Exchange, Relay
+
+HOST_NOT_ALLOWED: Final = "host_not_allowed"
+INTERNAL_ERROR: Final = "internal_error"
 
 FRESH_ENTRY_S: Final = 1.0
 """A model that is not resident is looked up again when we last saw it longer ago: no swap for one that was deleted."""
@@ -82,14 +86,15 @@ class App:
     async def handle(self, request: web.BaseRequest) -> Answer:
         """Serve one request of any kind."""
         message = request._message  # noqa: SLF001 - the raw target has no public name
-        if not self._guard.allows(message.headers.get("Host", "")):
-            return OwnAnswer(403, [(MARK, "host_not_allowed")], b"")
         endpoint = endpoints.match(message.method, message.path)
         dialect = endpoints.dialect_of(message.path) if endpoint is None else endpoint.dialect
         began_at = self._loop.time()
         client = request.remote or ""
         journey = Journey(self._gate.next_id(), message.method, message.path, dialect, client, began_at)
         try:
+            if not self._guard.allows(message.headers.get("Host", "")):
+                journey.error, journey.exchange.status = HOST_NOT_ALLOWED, 403
+                return OwnAnswer(403, [(MARK, HOST_NOT_ALLOWED)], b"")  # an empty body, as Ollama's own
             if endpoint is not None:
                 return await self._gated(request, endpoint, journey)
             if endpoints.changes_library(message.method, message.path):
@@ -102,6 +107,16 @@ class App:
         except asyncio.CancelledError:
             journey.error = "client_left"
             raise
+        except RequestPayloadError:
+            journey.error = "bad_body"
+            raise  # the listener answers it as Go does
+        except Exception:
+            journey.error = INTERNAL_ERROR
+            self._log.exception("handler_failed", id=journey.id)
+            if client_of(request).answer_begun:
+                raise  # too late for an answer: the listener cuts the connection
+            journey.exchange.status = 500
+            return OwnAnswer.of_error(ProxyError(INTERNAL_ERROR, 500, "the proxy failed; see its log"), dialect)
         finally:
             self._tell(journey)
 
@@ -168,7 +183,9 @@ class App:
                 unbuffered=True,
                 on_response_head=(lambda _: self._gate.first_byte(held)) if held.loads else None,
             )
-            failed = exchange.cut or exchange.status >= 500
+            if exchange.cut and client_of(request).saw_eof:
+                journey.error = "client_left"  # it closed first, and Ollama ended the answer because of that
+            failed = (exchange.cut and not journey.error) or exchange.status >= 500
         except asyncio.CancelledError:
             failed = False  # a client that leaves is no fault of the model's
             raise

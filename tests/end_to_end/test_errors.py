@@ -240,3 +240,23 @@ async def test_an_error_of_ollamas_is_not_marked_as_ours(stage, path):
     assert answer.status == 404
     assert answer.code is None
     assert "Retry-After" not in answer.headers
+
+
+async def test_a_defect_of_ours_is_told_in_the_callers_dialect(monkeypatch: pytest.MonkeyPatch, lines):
+    async def broken(*_: object) -> None:
+        raise LookupError("a defect")
+
+    monkeypatch.setattr("ollama_swap_proxy.app.App._entry_of", broken)
+    async with staged() as stage:
+        for path, answer in (await ask_all(stage, "alpha")).items():
+            text = check(path, answer, 500, "internal_error", retry=False)
+            assert "a defect" not in text
+    assert [line for line in lines if line["event"] == "handler_failed"]
+    lines[:] = [line for line in lines if line["event"] != "handler_failed"]
+
+
+async def test_a_name_that_a_web_page_could_rebind_is_turned_away_as_ollama_does():
+    async with staged() as stage:
+        answer = await stage.post("/api/generate", body_for("/api/generate", "alpha"), headers={"Host": "evil.test"})
+        assert (answer.status, answer.body, answer.headers[MARK]) == (403, b"", "host_not_allowed")
+        assert stage.ollama.ledger.loads() == []

@@ -157,7 +157,13 @@ async def test_an_option_that_shapes_only_the_answer_costs_no_reload(stage):
     assert stage.loads == ["a"]
 
 
-async def test_memory_that_returns_late_teaches_a_wait_and_nobody_stays_on_the_cpu(lines):
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spill is undone after 0.2 s without a move, instead of 5."""
+    monkeypatch.setattr("ollama_swap_proxy.core.scheduler.SPILL_UNDONE_AFTER_S", 0.2)
+
+
+async def test_memory_that_returns_late_teaches_a_wait_and_nobody_stays_on_the_cpu(impatient, lines):
     """B fits only when A's memory is back, 0.3 s after its process ended (transcript `spill_after_api_unload`)."""
     async with staged((A, B), gpu=SimGPU(8000, lag_s=0.3 / SCALE), settle_max_s=1) as stage:
         await stage.served("a")
@@ -171,7 +177,7 @@ async def test_memory_that_returns_late_teaches_a_wait_and_nobody_stays_on_the_c
         assert_clean(stage)
 
 
-async def test_the_wait_to_undo_a_spill_is_not_sat_out_by_somebody_else():
+async def test_the_wait_to_undo_a_spill_is_not_sat_out_by_somebody_else(impatient):
     async with staged((A, B), gpu=SimGPU(8000, lag_s=0.02 / SCALE)) as stage:
         await stage.served("a")
         await stage.served("b")
@@ -179,7 +185,7 @@ async def test_the_wait_to_undo_a_spill_is_not_sat_out_by_somebody_else():
         assert await timed(stage.served("a")) < 2  # the wait is 6 s
 
 
-async def test_a_model_too_large_for_the_card_is_loaded_again_once_and_then_taken_as_it_is():
+async def test_a_model_too_large_for_the_card_is_loaded_again_once_and_then_taken_as_it_is(impatient):
     big = SimModel("big", 12000, load_s=1.5, token_ms=50)
     async with staged((A, big), settle_max_s=0.2) as stage:
         await stage.served("a")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from ollama_swap_proxy.simulator import SimGPU, SimModel
 from tests.end_to_end.stage import SCALE, A, B, C, Stage, eventually, staged, within
 

@@ -6,6 +6,7 @@ and cloud_disabled.json). Must not know which models exist. Pure and total: any 
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ _MISSING = "!MISSING!"
 
 _GO_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
 """Go's unicode.IsSpace; Python's own strip() also takes U+001C to U+001F."""
+
+_LONGEST_REMEMBERED = 200
+"""Every request names a model, and they are few: the answers for names up to this length are kept."""
 
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
@@ -51,6 +55,10 @@ class InvalidName:
 
 def parse(name: str) -> ModelName | CloudName | InvalidName:
     """Judge what a request gave as its model, as parseAndValidateModelRef does (server/model_resolver.go:36)."""
+    return _remembered(name) if len(name) <= _LONGEST_REMEMBERED else _parse(name)
+
+
+def _parse(name: str) -> ModelName | CloudName | InvalidName:
     stripped = name.strip(_GO_SPACE)
     if not stripped:
         return InvalidName("model is required")
@@ -61,6 +69,9 @@ def parse(name: str) -> ModelName | CloudName | InvalidName:
     if spelled is None:
         return InvalidName("invalid model name")
     return CloudName(spelled) if suffix == "cloud" else ModelName(spelled, explicitly_local=suffix == "local")
+
+
+_remembered = functools.lru_cache(maxsize=1024)(_parse)
 
 
 def canonical(name: str) -> str:

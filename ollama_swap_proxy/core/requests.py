@@ -34,6 +34,7 @@ _NATIVE_COMPLETING = frozenset({endpoints.GENERATE, endpoints.CHAT})
 _EMBEDDING = frozenset({endpoints.EMBED, endpoints.EMBEDDINGS, endpoints.V1_EMBEDDINGS})
 _WITH_PROMPT = frozenset({endpoints.GENERATE, endpoints.EMBEDDINGS, endpoints.V1_COMPLETIONS})
 _COMPLETION = frozenset({"completion"})
+_NO_OPTIONS: Mapping[str, object] = {}
 _STRING, _BOOLEAN, _NUMBER, _ARRAY, _OBJECT = (str,), (bool,), (int, float), (list,), (tuple,)
 _NATIVE_TYPES: Mapping[str, tuple[type, ...]] = {"model": _STRING, "options": _OBJECT}
 _V1_TYPES: Mapping[str, tuple[type, ...]] = {"model": _STRING, "stream": _BOOLEAN}
@@ -119,7 +120,8 @@ def judge(endpoint: Endpoint, fields: Fields) -> Intent:
     model = _text(fields.plain("model"))
     parsed = names.parse(model)
     name = "" if isinstance(parsed, names.InvalidName) else parsed.canonical
-    options = _options(endpoint, fields)
+    given = fields.merged("options") if endpoint.is_native else _NO_OPTIONS
+    options = _options(endpoint, fields, given)
     if not fields.certain:
         return Intent(Kind.LEASE, model, name, options=options, certain=False)
     is_empty = _is_empty(endpoint, fields)
@@ -128,7 +130,7 @@ def judge(endpoint: Endpoint, fields: Fields) -> Intent:
         keep_alive_ns = _keep_alive_ns(fields) if endpoint.is_native else None
         kind = _kind(parsed, unloads=is_empty and keep_alive_ns == 0 and endpoint in _NATIVE_COMPLETING)
         if kind is Kind.LEASE:
-            _check_options(endpoint, fields)
+            _check_options(given)
             _check_required(endpoint, fields)
     except (_SurelyRefusedError, durations.BadDurationError) as problem:
         return refusal(str(problem), model)
@@ -159,22 +161,26 @@ def _kind(parsed: names.ModelName | names.CloudName | names.InvalidName, *, unlo
 
 def _check_types(endpoint: Endpoint, fields: Fields) -> None:
     """Find a field for which Go's decoder reports a type error; it looks at overruled duplicates too, not at null."""
-    for name, allowed in _TYPES[endpoint].items():
-        for value in fields.every(name):
+    types = _TYPES[endpoint]
+    for name, values in fields.values.items():
+        allowed = types.get(name)
+        if allowed is None:
+            continue
+        for value in values:
             is_unwanted_boolean = isinstance(value, bool) and bool not in allowed
             if value is not None and (is_unwanted_boolean or not isinstance(value, allowed)):
                 raise _SurelyRefusedError(f"{name} is of the wrong type")
 
 
-def _check_options(endpoint: Endpoint, fields: Fields) -> None:
+def _check_options(given: Mapping[str, object]) -> None:
     """Find an option for which Ollama answers ``option "x" must be of type y`` (api/types.go:991)."""
-    if not endpoint.is_native:
-        return
-    for name, value in fields.merged("options").items():
+    for name, value in given.items():
+        if value is None:
+            continue
         is_boolean = isinstance(value, bool)
-        if name in _NUMBER_OPTIONS and value is not None and (is_boolean or not isinstance(value, int | float)):
+        if name in _NUMBER_OPTIONS and (is_boolean or not isinstance(value, _NUMBER)):
             raise _SurelyRefusedError(f"option {name} must be a number")
-        if name in _BOOLEAN_OPTIONS and value is not None and not is_boolean:
+        if name in _BOOLEAN_OPTIONS and not is_boolean:
             raise _SurelyRefusedError(f"option {name} must be a boolean")
 
 
@@ -197,7 +203,7 @@ def _check_required(endpoint: Endpoint, fields: Fields) -> None:
 
 
 def _is_empty(endpoint: Endpoint, fields: Fields) -> bool:
-    """Say whether there is nothing to generate or embed (semantics: preload); images do not count as a prompt."""
+    """Say whether there is nothing to generate or embed (such a request preloads: server/routes.go:478); images do not count as a prompt."""
     if endpoint in _WITH_PROMPT:
         return not fields.plain("prompt")
     if endpoint is endpoints.CHAT:
@@ -219,15 +225,13 @@ def _needs(endpoint: Endpoint, fields: Fields) -> frozenset[str]:
     return needs
 
 
-def _options(endpoint: Endpoint, fields: Fields) -> dict[str, object]:
+def _options(endpoint: Endpoint, fields: Fields, given: Mapping[str, object]) -> dict[str, object]:
     """Return the runner options of the request; only native routes can set any."""
-    if not endpoint.is_native:
-        return {}
-    given = fields.merged("options")
-    options = {name: given[name] for name in RUNNER_OPTIONS if name in given}
-    shift = fields.nullable("shift")
-    if endpoint in _NATIVE_COMPLETING and isinstance(shift, bool):
-        options["shift"] = shift
+    options = {name: given[name] for name in RUNNER_OPTIONS if name in given} if given else {}
+    if endpoint in _NATIVE_COMPLETING:
+        shift = fields.nullable("shift")
+        if isinstance(shift, bool):
+            options["shift"] = shift
     return options
 
 

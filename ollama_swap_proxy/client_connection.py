@@ -90,7 +90,7 @@ class ClientConnection(RequestHandler):
     def waiting(self) -> Iterator[None]:
         """Hold that a client which closes or half-closes meanwhile has left: its request is cancelled at once.
 
-        Ollama does the same for a queued request: Go cancels its context on FIN (semantics, section 10).
+        Ollama does the same for a queued request: Go cancels its context on FIN (docs/ollama.md).
         """
         if self.saw_eof:
             self._leave()

@@ -57,7 +57,10 @@ class ProxyError(Exception):
         return pairs
 
     def body(self, dialect: Dialect) -> bytes:
-        """Return the JSON body, shaped as Ollama shapes its own errors on such a path (semantics, section 9)."""
+        """Return the JSON body, shaped as Ollama shapes its own errors on such a path.
+
+        openai/openai.go:225, anthropic/anthropic.go:38; recorded in tests/transcripts (errors_native, errors_v1).
+        """
         shape: dict[str, object]
         if dialect is Dialect.OPENAI:
             kind = _OPENAI_TYPES.get(self.status, "api_error")

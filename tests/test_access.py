@@ -1,4 +1,4 @@
-"""The Host check, by the table of Ollama's own (ollama-semantics, section 1)."""
+"""The Host check, by the table of Ollama's own (server/routes.go:1803)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Anthropic's surface of the simulated Ollama: /v1/messages.
 
 Owns the translation in both directions, as pure functions (see `generation`). Must not know HTTP, time or the engine.
-Facts: semantics sections 1 and 9; recorded answers (tests/transcripts: anthropic, tools, errors_v1, faults).
+Facts: anthropic/anthropic.go:38; recorded answers (tests/transcripts: anthropic, tools, errors_v1, faults).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Ollama's keep_alive: what its JSON values mean.
 
-Owns the parse. Facts: semantics section 4 and the recorded table (tests/transcripts/keep_alive_table).
+Owns the parse. Must not know what a keep_alive does. Facts: api/types.go:1243 and the recorded table
+(tests/transcripts/keep_alive_table).
 """
 
 from __future__ import annotations

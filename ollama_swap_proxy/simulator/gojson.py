@@ -1,8 +1,7 @@
 """JSON as Go's encoding/json reads and writes it: which keys match, who wins, which words an error has.
 
-Owns both directions for the whole simulator. Must not know any route. Facts: semantics sections 1, 8, 9 and the
-recorded
-errors (tests/transcripts: errors_native, errors_v1, json_keys).
+Owns both directions for the whole simulator. Must not know any route. Facts: the recorded errors and keys
+(tests/transcripts: errors_native, errors_v1, json_keys).
 """
 
 from __future__ import annotations

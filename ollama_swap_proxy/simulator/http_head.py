@@ -1,7 +1,7 @@
 """HTTP/1 heads and body framing as Go's net/http reads and writes them. Pure.
 
-Owns bytes that are at rest. Must not hold a socket. Facts: semantics section 1 and the recorded heads
-(tests/transcripts: root_version, routing, blobs).
+Owns bytes that are at rest. Must not hold a socket. Facts: the recorded heads (tests/transcripts:
+root_version, routing, blobs).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """From a request on an inference path to its answer: checks, runner, pieces, dialect.
 
 Owns the order of the checks (nothing is queued or loaded for a request that is refused before), and what happens when
-a client leaves. Must not know Ollama's other paths. Facts: semantics sections 3, 5 (what is checked first), 6, 8, 9.
+a client leaves. Must not know Ollama's other paths. Facts: server/routes.go:
+403, 478, 504, 3107; recorded in tests/transcripts (preload_unload, errors_native, errors_v1).
 """
 
 from __future__ import annotations
@@ -206,7 +207,7 @@ class Inference:
         await request.connection.answer(Response(failure.status, headers, surface.error(failure, self._scribe)))
 
     def _out_of_memory(self, failure: Failure) -> None:
-        """Out of memory in an answer expires every runner (semantics, section 5)."""
+        """Out of memory in an answer expires every runner (server/sched.go:1632)."""
         if "out of memory" in failure.error.message:
             self._machine.expire_all()
 

@@ -1,7 +1,7 @@
 """The simulated model store: which names exist, what they are made of, which blobs are there.
 
 Owns manifests and blobs. Must not know runners: deleting or re-creating a name leaves whatever is loaded alone, as in
-Ollama. Facts: semantics sections 3 ("Key"), 8 and 15.
+Ollama. Facts: server/sched.go:110 (the key), types/model/name.go; tests/transcripts (aliases, deleted_while_loaded).
 """
 
 from __future__ import annotations

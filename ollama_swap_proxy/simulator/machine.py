@@ -1,8 +1,8 @@
 """The simulated scheduler: which engine runs, which waits, which has to go. Ollama's rules, not better ones.
 
 Owns the queue and its one worker, who may use which runner, and the keep_alive timers; `reaper` owns how a runner ends.
-Must not know HTTP, dialects or how tokens are paced (`engine`). Facts: semantics sections 2 to 5 and 10, "Simulator
-state machine" and "Verified on a running server". The workers here and in `reaper` are the original's two goroutines.
+Must not know HTTP, dialects or how tokens are paced (`engine`). Facts: docs/ollama.md ("The scheduler,
+condensed") and the timelines in tests/transcripts. The workers here and in `reaper` are the original's two goroutines.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ollama_swap_proxy.simulator.world import World
 
 QUEUE_FULL = "server busy, please try again.  maximum pending requests exceeded"
 PING_LIMIT_S = 10.0
-"""How long an engine that does not answer is waited for; twice for one request (semantics, section 2)."""
+"""How long an engine that does not answer is waited for; twice for one request (server/sched.go:1381)."""
 FIT_SHARE = 0.8
 """A newcomer may load beside others if it is predicted to take no more than this of the free memory."""
 
@@ -153,7 +153,7 @@ class Machine:
                 await self._pinged.wait()
 
     def expires_wall(self, runner: Runner) -> float:
-        """``expires_at`` in unix seconds: sliding while never idle, stale while busy again (semantics, section 2)."""
+        """``expires_at`` in unix seconds: sliding while never idle, stale while busy again (sched.go:479, 1775)."""
         wall, now = self.world.clock.wall(), self.world.now
         if runner.session_s == math.inf:
             return wall + FOREVER_S + (0.0 if runner.expires is None else runner.expires - now)

@@ -1,6 +1,6 @@
 """What Ollama tells about a model, as JSON: tags, show, and the details that ps has too; and times as Go writes them.
 
-Owns those shapes. Must not look anything up. Facts: semantics section 2 and the recorded answers (tests/transcripts:
+Owns those shapes. Must not look anything up. Facts: api/types.go:817 and the recorded answers (tests/transcripts:
 tags_show, aliases).
 """
 

@@ -52,7 +52,7 @@ class SimModel:
 
     @property
     def weights_digest(self) -> str:
-        """The 64 hex digits of the weights blob: what makes two names one runner (semantics, section 3, "Key")."""
+        """The 64 hex digits of the weights blob: what makes two names one runner (server/sched.go:110)."""
         if len(self.weights) == 64 and not set(self.weights) - set("0123456789abcdef"):
             return self.weights
         return hashlib.sha256(f"weights of {self.weights or self.name}".encode()).hexdigest()

@@ -1,7 +1,8 @@
 """Model names by Ollama's rules: parts, defaults, validity, cloud suffixes.
 
 Owns names as the simulated server understands them. Written apart from the proxy's own reading of names on purpose:
-one is tested against the other. Facts: semantics sections 7 and 8.
+one is tested against the other. Must not know which models exist. Facts: types/model/name.go:146,
+internal/modelref/modelref.go:99; recorded in tests/transcripts (cloud_disabled, errors_native).
 """
 
 from __future__ import annotations

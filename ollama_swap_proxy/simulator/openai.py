@@ -1,7 +1,7 @@
 """OpenAI's surfaces of the simulated Ollama: completions, embeddings, models, transcriptions, and the table of all.
 
 Owns the translation in both directions, as pure functions (see `generation`). Must not know HTTP, time or the engine.
-Facts: semantics sections 1, 6, 9; recorded answers (tests/transcripts: openai, embeddings, errors_v1, faults).
+Facts: recorded answers (tests/transcripts: openai, embeddings, errors_v1, faults).
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ def parse_transcription(body: bytes, model: str = "") -> Completion:
     """Read the form of a /v1/audio/transcriptions request; its boundary is taken from the body's first line.
 
     ``model`` is the one that the query names, if it does: then the form need not (Go's FormValue reads both).
-    The whole is a streamed chat whose answer is written once, at the end (semantics, section 1).
+    The whole is a streamed chat whose answer is written once, at the end (middleware/openai.go; not recorded).
     """
     fields = _form(body)
     if model:

@@ -1,7 +1,7 @@
 """OpenAI's /v1/chat/completions of the simulated Ollama.
 
 Owns the translation in both directions, as pure functions (see `generation`). Must not know HTTP, time or the engine.
-Facts: semantics sections 6 and 9; recorded answers (tests/transcripts: openai, tools, errors_v1, faults).
+Facts: recorded answers (tests/transcripts: openai, tools, errors_v1, faults).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What OpenAI's surfaces share: errors, usage, events, options, images.
 
 Owns these words only: `openai_chat`, `openai` and `responses` put them together. Must not know HTTP or the engine.
-Facts: semantics section 9; recorded errors (tests/transcripts: errors_v1, faults).
+Facts: openai/openai.go:225; recorded errors (tests/transcripts: errors_v1, faults).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How a runner ends: one worker, one runner at a time, each with its wait for memory that nobody may have asked for.
 
 Owns the expiry queue, the kill, and the return of the memory. Must not choose who ends: `machine` does.
-Facts: semantics section 3 ("The expiry loop is one goroutine") and section 5 ("Waits").
+Facts: server/sched.go:414-467 (one goroutine, serial) and 1441-1499 (the wait for memory).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """OpenAI's /v1/responses of the simulated Ollama.
 
 Owns the translation in both directions, as pure functions (see `generation`). Must not know HTTP, time or the engine.
-Facts: semantics sections 1 and 9; recorded answers (tests/transcripts: openai, tools, errors_v1, faults). A whole
+Facts: recorded answers (tests/transcripts: openai, tools, errors_v1, faults). A whole
 response has the keys of a Go struct in its order, a streamed one those of a Go map in the alphabet's.
 """
 

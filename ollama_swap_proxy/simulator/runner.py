@@ -14,11 +14,10 @@ from ollama_swap_proxy.simulator.clock import Timer
 from ollama_swap_proxy.simulator.models import SimModel
 
 FOREVER_S = (2**63 - 1) / 1e9
-"""What an endless keep_alive is to Go: 292 years (semantics, section 2)."""
+"""What an endless keep_alive is to Go: 292 years (2^63 - 1 ns)."""
 
 RUNNER_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict", "shift")
-"""Options that make another runner; all others only shape an answer (semantics, section 5, "Reload of the same
-key")."""
+"""Options that make another runner; all others only shape an answer (server/sched.go:1381, api/types.go:588)."""
 
 _DEFAULTS: Mapping[str, object] = {"num_batch": 512, "num_gpu": -1, "main_gpu": 0, "num_thread": 0, "shift": True}
 

@@ -1,7 +1,7 @@
 """The simulated server's front: routes, methods, redirects, CORS, the Host check, and the faults on the wire.
 
-Owns which handler a request gets and in what order it is looked at. Must not know what a model is. Facts: semantics,
-section 1, and the recorded answers (tests/transcripts: routing, cors_host, root_version).
+Owns which handler a request gets and in what order it is looked at. Must not know what a model is. Facts:
+server/routes.go:1803-1926 and the recorded answers (tests/transcripts: routing, cors_host, root_version).
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ class Front:
 
 
 def _inferring(inference: Inference, surface: Surface) -> Route:
-    """``?model=`` wins over the field of a form, and means nothing on the other paths (semantics, section 8)."""
+    """``?model=`` wins over the field of a form, and means nothing on the other paths (middleware/openai.go:1285)."""
 
     def serve(request: Request, cors: Headers) -> Coroutine[Any, Any, None]:
         chosen = surface
@@ -328,7 +328,7 @@ def _preflight(origin: str) -> Headers:
 
 
 def _host_passes(host: str, hostname: str) -> str | None:
-    """Whether a Host may speak to a server on loopback: "name", "ip" or None (semantics, section 1)."""
+    """Whether a Host may speak to a server on loopback: "name", "ip" or None (server/routes.go:1803)."""
     name = (urlsplit(f"//{host}").hostname or "") if host else ""
     try:
         address = ipaddress.ip_address(name)

@@ -1,6 +1,6 @@
 """Ollama's paths that load nothing: version, tags, show, ps, copy, delete, create, pull, push, blobs.
 
-Owns their JSON. Must not decide about runners. Facts: semantics sections 1, 2, 15 and the recorded answers
+Owns their JSON. Must not decide about runners. Facts: server/routes.go:1876-1926 and the recorded answers
 (tests/transcripts: root_version, tags_show, ps, aliases, blobs, pull_offline, errors_native).
 """
 

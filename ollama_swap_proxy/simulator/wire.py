@@ -1,7 +1,7 @@
 """Connections: requests as they arrive, answers as they are made, early answers, clients that leave.
 
-Owns sockets and their tasks. Must not know any path. Facts: semantics section 12 ("POST /api/blobs") and the recorded
-blobs. Written on asyncio's protocols: a light answer costs no task.
+Owns sockets and their tasks. Must not know any path. Facts: tests/transcripts/blobs, and Go's net/http (early answers
+to uploads). Written on asyncio's protocols: a light answer costs no task.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Imperatives: the only things that the scheduler asks for.
 
-Owns the shapes. The gate carries them out and tells the outcome as an event; must not hold behaviour.
+Owns the shapes. The gate carries them out and tells the outcome as an event. Must not hold behaviour.
 """
 
 from __future__ import annotations

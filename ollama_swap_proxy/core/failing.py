@@ -1,7 +1,7 @@
 """How swaps fail, and what follows: who is told, what is left alone for a while.
 
-Owns the failures and their texts. A failed swap is not tried again at once: a broken model must not keep throwing good
-ones out.
+Owns the failures and their texts. Must not evict, load or choose a target. A failed swap is not tried again at once,
+or a broken model would keep throwing good ones out.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ Owns construction, start and end. Must not hold behaviour of requests (`app`) or
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -20,7 +21,7 @@ from ollama_swap_proxy import __version__
 from ollama_swap_proxy.access import HostGuard
 from ollama_swap_proxy.addresses import Address
 from ollama_swap_proxy.app import App
-from ollama_swap_proxy.config import Settings
+from ollama_swap_proxy.config import Settings, env_name
 from ollama_swap_proxy.core.events import Stopping
 from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.gate import Gate
@@ -33,6 +34,15 @@ from ollama_swap_proxy.upstream.view import ResidencyView
 
 Ready = Callable[[Address, Address], None]
 """Told the addresses of the proxy port and of the operator's listener once both accept."""
+
+
+class ListenError(Exception):
+    """An address cannot be listened on; the text names the setting, the address, why, and what to do."""
+
+    def __init__(self, setting: str, address: Address, error: OSError) -> None:
+        variable = env_name(setting)
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        super().__init__(f"{setting} {address}: {reason}; choose another by --{setting} or {variable}")
 
 
 class Service:
@@ -64,7 +74,7 @@ class Service:
         """Open both listeners.
 
         Raises:
-            OSError: an address cannot be listened on; nothing is left open.
+            ListenError: an address cannot be listened on; nothing is left open.
         """
         try:
             await self._start()
@@ -87,7 +97,10 @@ class Service:
         self.admin = await self._open_admin(gate)
         self._server = ProxyServer(app.handle)
         self._exit.push_async_callback(self._server.stop, 0.0)
-        self.listen = _address(await self._server.listen(settings.listen.host, settings.listen.port))
+        try:
+            self.listen = _address(await self._server.listen(settings.listen.host, settings.listen.port))
+        except OSError as error:
+            raise ListenError("listen", settings.listen, error) from error
         gate.start()
         self._log.info(
             "started",
@@ -107,7 +120,10 @@ class Service:
         )
         await runner.setup()
         self._exit.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, settings.admin.host, settings.admin.port).start()
+        try:
+            await web.TCPSite(runner, settings.admin.host, settings.admin.port).start()
+        except OSError as error:
+            raise ListenError("admin", settings.admin, error) from error
         return _address([address[:2] for address in runner.addresses])
 
     async def stop(self, grace_s: float | None = None) -> None:
@@ -153,7 +169,7 @@ async def serve(settings: Settings, *, ready: Ready | None = None) -> int:
         loop.add_signal_handler(number, on_signal)
     try:
         await service.start()
-    except OSError as error:
+    except ListenError as error:
         structlog.get_logger("serving").error("cannot_listen", reason=str(error))
         return 1
     if ready is not None:

@@ -21,7 +21,7 @@ from yarl import URL
 from ollama_swap_proxy.addresses import Address
 from ollama_swap_proxy.config import Settings
 from ollama_swap_proxy.demo.screen import Screen, Side
-from ollama_swap_proxy.demo.tally import closing_table, count
+from ollama_swap_proxy.demo.tally import closing_table, conclusion, count
 from ollama_swap_proxy.demo.traffic import Crowd
 from ollama_swap_proxy.serving import Service
 from ollama_swap_proxy.simulator import DEFAULT_MODELS, SimGPU, SimulatedOllama
@@ -68,7 +68,7 @@ async def run(*, time_scale: float = 1.0, console: Console | None = None) -> int
             )
         now = asyncio.get_running_loop().time()
         figures = [count(side.crowd, side.ollama.ledger, now) for side in (with_us, without)]
-        screen.close(closing_table(*figures), early=stopped.is_set())
+        screen.close(closing_table(*figures), conclusion(*figures), early=stopped.is_set())
     return 0
 
 

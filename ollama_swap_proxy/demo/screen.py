@@ -114,11 +114,16 @@ class Screen:
         with Live(get_renderable=self._cards, console=self._console, refresh_per_second=8, transient=True):
             yield
 
-    def close(self, table: Table, *, early: bool) -> None:
-        """Show the closing table and what its lines mean."""
+    def close(self, table: Table, conclusion: str, *, early: bool) -> None:
+        """Show the closing table, what it comes to, and what its lines mean."""
         say = self._console.print
         say("\nStopped early; the figures so far:" if early else "")
         say(table)
+        say(conclusion, style="bold", highlight=False)
+        say(
+            "Grouped and bounded turns: nobody starves; each swap that this takes costs the busiest client.",
+            style="dim",
+        )
         say("Waits last until the first byte. Lost: somebody waits, the card serves nobody.", style="dim")
         say("All counted in the clients' records and in both machines' ledgers.", style="dim")
         say("Now with your own models: [bold]make run[/], or [bold]ollama-swap-proxy serve[/].")

@@ -103,6 +103,14 @@ def closing_table(with_us: Figures, without: Figures) -> Table:
     return table
 
 
+def conclusion(with_us: Figures, without: Figures) -> str:
+    """Say in one sentence what the waits came to, whichever side did better."""
+    ours_s, theirs_s = (max(_all(side), default=0.0) for side in (with_us, without))
+    ours, theirs = (sum(side.answers.values()) for side in (with_us, without))
+    waits = f"The longest wait was {ours_s:.1f} s instead of {theirs_s:.1f} s"
+    return f"{waits}, with {ours} answers in all instead of {theirs}."
+
+
 def _all(side: Figures) -> list[float]:
     return [wait for waits in side.waits_s.values() for wait in waits]
 

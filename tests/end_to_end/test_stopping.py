@@ -197,11 +197,14 @@ async def test_our_own_listener_is_no_upstream(upstream, which):
     assert "is our own listener" in text
 
 
-async def test_a_taken_port_is_told_in_one_line():
+@pytest.mark.parametrize(("setting", "other"), [("listen", "admin"), ("admin", "listen")])
+async def test_a_taken_port_is_told_in_one_line_with_its_setting(setting, other):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        code, text = await ends("--listen", address, "--admin", "127.0.0.1:0", "--upstream", "http://127.0.0.1:9")
+        upstream = "http://127.0.0.1:9"
+        code, text = await ends(f"--{setting}", address, f"--{other}", "127.0.0.1:0", "--upstream", upstream)
     assert code == 1
     (line,) = [line for line in text.splitlines() if "cannot_listen" in line]
-    assert address.split(":")[1] in line
+    assert f"{setting} {address}: Address already in use; choose another by --{setting} or" in line
+    assert f"OLLAMA_SWAP_PROXY_{setting.upper()}" in line
     assert not re.search("Traceback", text)

@@ -125,8 +125,9 @@ class Settings(BaseModel):
     swapping takes at most a third of a saturated card."""
 
     max_wait_s: Seconds = 120
-    """A request that has waited so long, less the swap that it needs, goes before all that are less late. Orders the
-    line; refuses nobody."""
+    """A turn that lasts longer ends for a request that is about to have waited so long, allowing for the swap that it
+    needs; but not before it has lasted the larger of 10 s and twice that swap. Refuses nobody, and does not change
+    whose turn is next: models follow each other in order of arrival."""
 
     give_up_after_s: Seconds = 3600
     """A request that waited so long is answered 503 waited_too_long, even though things move. Longer than any
@@ -143,7 +144,8 @@ class Settings(BaseModel):
 
     unload_timeout_s: Seconds = 60
     """How long a model may take to be gone after we asked Ollama to unload it; then the waiting requests are
-    answered 504. Real unloads take 1 to 6 s."""
+    answered 504. Real unloads take 1 to 6 s. A model that others loaded may be busy with requests that we cannot
+    see: it gets stuck_after_s where that is longer."""
 
     cool_down_s: SecondsOrZero = 10
     """After a failed swap the same one is not tried for so long, doubling with each failure. 0: tried again at once."""
@@ -166,11 +168,12 @@ class Settings(BaseModel):
     seconds while it ends a runner."""
 
     connect_timeout_s: Seconds = 5
-    """How long connecting to Ollama may take; then the request is answered 502. Nothing else about a request has a
-    time limit of ours."""
+    """How long connecting to Ollama may take; then the request is answered 502. Once it is sent, nothing of ours
+    limits its time; while it waits for its model, give_up_after_s, stuck_after_s, load_timeout_s and
+    unload_timeout_s do."""
 
     body_limit_bytes: Bytes = ByteSize(1024**3)
-    """The largest body of a request that names a model; a larger one is answered 413. 0: no limit. Uploads
+    """The largest body of a request on a gated route; a larger one is answered 413. 0: no limit. Uploads
     (/api/blobs) have no limit either way. 1 GiB is twenty times the largest image request we heard of."""
 
     body_memory_bytes: Bytes = ByteSize(8 * 1024**2)
@@ -186,7 +189,7 @@ class Settings(BaseModel):
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe kind of line that is written. info has one line for each gated
-    request and each step of a swap, debug one for every request."""
+    request, each error of ours and each step of a swap, debug one for every request."""
 
     def policy(self) -> Policy:
         """Return the numbers that the scheduler decides by."""

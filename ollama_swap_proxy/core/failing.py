@@ -97,7 +97,7 @@ def expire_tickets(state: State, now: float) -> None:
     A load has its own bound, and so has a drain for those whom it is for (`drain_stuck`).
     """
     swap, policy = state.swap, state.policy
-    for head in list(state.line.heads()):
+    for head in state.line.heads():
         ticket: Ticket | None = head
         bounded = swap is not None and (
             swap.phase is Phase.LOADING or (swap.phase is Phase.DRAINING and swap.target == head.variant)

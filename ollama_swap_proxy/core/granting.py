@@ -46,12 +46,15 @@ def grant_all(state: State, now: float) -> bool:
 
 def _may_go(state: State, ticket: Ticket, now: float) -> bool:
     variant = ticket.variant
-    if variant.key not in state.residency.residents or state.loader_on(variant.key) is not None:
+    if variant.key not in state.residency.residents:
+        return False
+    running = [lease for lease in state.leases.values() if lease.ticket.variant.key == variant.key]
+    if any(lease.loads for lease in running):
         return False
     if state.residency.holds_unknown_variant(variant.key):
         if state.leases:
             return False  # it may reload the model: alone
-    elif sum(1 for lease in state.leases.values() if lease.ticket.variant.key == variant.key) >= state.policy.parallel:
+    elif len(running) >= state.policy.parallel:
         return False
     if variant.key in state.residency.leaving:
         since = max(ticket.arrived_at, state.residency.outdated_at, _last_grant_at(state, variant.key))

@@ -45,10 +45,9 @@ class Line:
         queue = self._queues.get(variant)
         return next(iter(queue.values())) if queue else None
 
-    def heads(self) -> Iterator[Ticket]:
-        """Yield the longest waiting ticket of each variant, in order of the variants' arrival."""
-        for queue in self._queues.values():
-            yield next(iter(queue.values()))
+    def heads(self) -> list[Ticket]:
+        """Return the longest waiting ticket of each variant, in order of the variants' arrival."""
+        return [next(iter(queue.values())) for queue in self._queues.values()]
 
     def variants(self) -> list[Variant]:
         """Return the variants that somebody waits for, in order of their arrival."""

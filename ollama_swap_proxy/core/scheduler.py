@@ -42,6 +42,9 @@ class Scheduler:
         state = self._state
         state.out = []
         state.wake_at = float("inf")
+        if isinstance(event, events.Arrived) and self._joins_others(event.ticket):
+            self._arrived(event.ticket, now)
+            return state.out
         self._take_in(event, now)
         self._advance(now)
         wake_at = None if state.wake_at == float("inf") else state.wake_at
@@ -96,6 +99,13 @@ class Scheduler:
                 self._stop()
             case events.TimePassed():
                 pass
+
+    def _joins_others(self, ticket: Ticket) -> bool:
+        """Say whether others wait for this variant already: who is next in line does not change then, so nothing does.
+
+        What was decided for them holds, and so does the wake that was asked for.
+        """
+        return self._state.line.head(ticket.variant) is not None
 
     def _arrived(self, ticket: Ticket, now: float) -> None:
         state = self._state
@@ -206,19 +216,21 @@ class Scheduler:
             if state.swap is not None:
                 if not swapping.advance(state, state.swap, now):
                     break
-            elif not self._begin_swap_if_due(now):
-                granted = granting.grant_all(state, now)
-                if not granted or not len(state.line) or not self._begin_swap_if_due(now):
-                    break
+                continue
+            target = granting.next_target(state, now)
+            if self._begin_swap_if_due(target, now):
+                continue
+            granted = granting.grant_all(state, now)
+            if target is None or not granted or not self._begin_swap_if_due(granting.next_target(state, now), now):
+                break  # a grant makes no other model wait
         else:
             raise RuntimeError("the scheduler's decisions undo each other")
         self._observe_periodically(now)
 
-    def _begin_swap_if_due(self, now: float) -> bool:
+    def _begin_swap_if_due(self, target: Ticket | None, now: float) -> bool:
         state = self._state
         if state.stopping:
             return False
-        target = granting.next_target(state, now)
         if target is None:
             return self._undo_spill_if_idle(now)
         if not granting.turn_is_over(state, target, now) or not state.has_fresh_view(now):

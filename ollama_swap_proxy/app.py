@@ -145,7 +145,7 @@ class App:
             try:
                 entry = await self._catalog.find(intent.name, FRESH_ENTRY_S)
             except ControlError as error:
-                if error.kind == "unreachable":
+                if error.is_away:
                     raise ProxyError("upstream_down", 502, f"Ollama does not answer: {error}", 5) from None
                 text = f"what Ollama has under this name could not be found out: {error}"
                 raise ProxyError("catalog_unknown", 503, text, retry_after_s=5) from None

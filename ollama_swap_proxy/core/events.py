@@ -53,7 +53,7 @@ class ResidencyObserved:
 class ResidencyUnknown:
     """A report was late, failed or malformed. Unknown is never "gone", and never room.
 
-    ``unreachable`` is True when no connection to upstream could be made at all.
+    ``unreachable`` is True when no Ollama seems to be there: no connection, or one closed without an answer.
     """
 
     asked_at: float

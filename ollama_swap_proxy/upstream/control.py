@@ -51,6 +51,14 @@ class ControlError(Exception):
     text: str
     status: int = 0
 
+    @property
+    def is_away(self) -> bool:
+        """Whether it looks as if no Ollama were there: no connection, or one that is closed without an answer.
+
+        The latter is what a port forwarder does whose server is down; a GET was tried on a new connection, too.
+        """
+        return self.kind in {"unreachable", "broken"}
+
     def __str__(self) -> str:
         return f"{self.kind} {self.status}: {self.text}" if self.status else f"{self.kind}: {self.text}"
 
@@ -148,7 +156,7 @@ class Control:
         except ControlError as error:
             if error.kind == "timeout":
                 return LoadFailure(504, f"Ollama did not finish loading within {timeout_s:g} s")
-            return LoadFailure(502, error.text, transient=error.kind in {"unreachable", "broken"})
+            return LoadFailure(502, error.text, transient=error.is_away)
         return LoadFailure(502, "Ollama answered an empty request, but not that the model is loaded")
 
     async def _answer(self, method: str, path: str, timeout_s: float) -> bytes:

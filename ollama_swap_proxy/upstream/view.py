@@ -52,6 +52,5 @@ class ResidencyView:
             listed = await self._control.ps(self._report_timeout_s)
         except ControlError as error:
             reason = "late" if error.kind == "timeout" else str(error)
-            return ResidencyUnknown(asked_at, reason, unreachable=error.kind == "unreachable")
-        at = self._clock()
-        return ResidencyObserved(Report(asked_at, at, await self._catalog.resolve(listed)))
+            return ResidencyUnknown(asked_at, reason, unreachable=error.is_away)
+        return ResidencyObserved(Report(asked_at, await self._catalog.resolve(listed)))

@@ -29,7 +29,7 @@ async def view():
 
 
 class Reports:
-    """Answers /api/ps, each time after the test's word; the context length counts the reports."""
+    """Answers /api/ps, each time after the test's word; the size counts the reports."""
 
     def __init__(self, mocked):
         self.asked = 0
@@ -43,7 +43,7 @@ class Reports:
         number = self.asked
         self.begun.release()
         await self.answer.acquire()
-        return CallbackResult(payload={"models": [{"name": "a:latest", "digest": "d" * 64, "context_length": number}]})
+        return CallbackResult(payload={"models": [{"name": "a:latest", "digest": "d" * 64, "size": number}]})
 
 
 async def test_all_who_ask_at_once_share_one_report(view, mocked):
@@ -68,9 +68,9 @@ async def test_a_report_under_way_is_too_old_for_who_asks_fresh(view, mocked):
     reports.answer.release()
     first, *others = await asyncio.gather(*fresh)
     assert all(other is first for other in others)
-    assert first.report.residents[0].context_length == 2
+    assert first.report.residents[0].size_bytes == 2
     before, after = (await old).report, first.report
-    assert before.asked_at < before.at < after.asked_at < after.at
+    assert before.asked_at < after.asked_at
 
 
 async def test_a_late_report_is_unknown_and_its_call_is_cancelled(view, mocked):
@@ -118,4 +118,18 @@ async def test_a_report_does_not_wait_for_keys_that_cannot_be_learned(view, mock
     mocked.get(UPSTREAM / "api/ps", payload={"models": [{"name": "a:latest", "digest": "d" * 64}]})
     mocked.get(UPSTREAM / "api/tags", status=500)
     outcome = await view.observe()
-    assert [(each.key, each.reachable) for each in outcome.report.residents] == [("digest:" + "d" * 64, True)]
+    assert [each.key for each in outcome.report.residents] == ["digest:" + "d" * 64]
+
+
+async def test_an_upstream_that_takes_connections_and_closes_them_is_unreachable_too(unused_tcp_port):
+    """A port forwarder whose server is down."""
+
+    async def close(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(close, "127.0.0.1", unused_tcp_port)
+    async with server, control_session() as session:
+        control = Control(URL(f"http://127.0.0.1:{unused_tcp_port}"), session)
+        outcome = await ResidencyView(control, Catalog(control)).observe()
+    assert isinstance(outcome, ResidencyUnknown)
+    assert outcome.unreachable

@@ -131,7 +131,6 @@ async def test_the_model_behind_megabytes_of_images_is_found(memory):
     data = json.dumps({"messages": [message], "options": {"num_ctx": 512}, "model": "Small"}).encode()
     found = await intent(endpoints.CHAT, data, memory=memory)
     assert (found.kind, found.name, found.options) == (Kind.LEASE, "small:latest", {"num_ctx": 512})
-    assert not found.is_load
 
 
 async def test_a_big_body_that_is_cut_is_a_sure_refusal():

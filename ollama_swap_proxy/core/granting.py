@@ -91,7 +91,7 @@ def next_target(state: State, now: float) -> Ticket | None:
             state.wake(blocked_until)
             continue
         candidates.append(head)
-    return turns.choose_next(candidates, now, state.policy)
+    return turns.choose_next(candidates)
 
 
 def _resisted_until(state: State, target: Variant, now: float) -> float:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from ollama_swap_proxy.core import durations, endpoints, names
-from ollama_swap_proxy.core.endpoints import Dialect, Endpoint
+from ollama_swap_proxy.core.endpoints import Endpoint
 from ollama_swap_proxy.core.json_fields import Fields, clean
 from ollama_swap_proxy.core.skeleton import Keep, Rules
 
@@ -88,9 +88,6 @@ class Intent:
     reason: str = ""
     keep_alive_s: float | None = None
     options: Mapping[str, object] = field(default_factory=dict)
-    stream: bool = False
-    is_load: bool = False
-    """It has nothing to generate or embed: Ollama only loads the model."""
     needs: frozenset[str] = frozenset()
     certain: bool = True
 
@@ -140,8 +137,6 @@ def judge(endpoint: Endpoint, fields: Fields) -> Intent:
         name,
         keep_alive_s=_seconds(keep_alive_ns),
         options=options,
-        stream=_streams(endpoint, fields),
-        is_load=is_empty and kind is Kind.LEASE,
         needs=_needs(endpoint, fields) if kind is Kind.LEASE else frozenset(),
     )
 
@@ -233,15 +228,6 @@ def _options(endpoint: Endpoint, fields: Fields, given: Mapping[str, object]) ->
         if isinstance(shift, bool):
             options["shift"] = shift
     return options
-
-
-def _streams(endpoint: Endpoint, fields: Fields) -> bool:
-    if endpoint in _EMBEDDING:
-        return False
-    if endpoint.dialect is Dialect.NATIVE:
-        return fields.nullable("stream") is not False
-    stream = fields.nullable("stream") if endpoint is endpoints.V1_RESPONSES else fields.plain("stream")
-    return stream is True
 
 
 def _keep_alive_ns(fields: Fields) -> int | None:

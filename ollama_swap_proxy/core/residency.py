@@ -119,7 +119,6 @@ class Residency:
         return [resident for key, resident in residents if self._must_go(key, target)]
 
     def _must_go(self, key: str, target: Variant) -> bool:
-        options = self.options.get(key)
         if key == target.key:
-            return options is not None and options != target.options
-        return not may_be_together((target, Variant(key, "?" if options is None else options)))
+            return self.options.get(key, target.options) != target.options
+        return not may_be_together((target, Variant(key, self.options.get(key, ""))))

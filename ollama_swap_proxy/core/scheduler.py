@@ -86,7 +86,8 @@ class Scheduler:
                     loading.answered(state, swap, now)
                 else:
                     failing.load_failed(state, swap, failure, now)
-            case events.ViewOutdated():
+            case events.ViewOutdated(reason):
+                state.say("view_outdated", reason=reason)
                 state.residency.outdated_at = now
             case events.ModelChanged(key):
                 state.cool_downs = {v: pause for v, pause in state.cool_downs.items() if v.key != key}
@@ -132,8 +133,6 @@ class Scheduler:
             return
         lease.last_byte_at = max(at, lease.moved_at)
         state.moved_at = max(state.moved_at, at)
-        if lease.first_byte_at is None:
-            lease.first_byte_at = at
         if lease.loads:
             # Headers come with the first token: the model is loaded, with this request's options.
             lease.loads = False
@@ -265,4 +264,4 @@ class Scheduler:
         if now >= due_at:
             state.has_report_since(now, now)
             due_at = now + state.policy.ps_interval_s
-        state.wake(max(due_at, state.observe_not_before) if due_at <= now else due_at)
+        state.wake(due_at)

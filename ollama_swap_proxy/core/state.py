@@ -134,7 +134,7 @@ class State:
             return True
         if self.view_wanted_since is None:
             self.view_wanted_since = now
-        wanted_since = max(self.residency.outdated_at, min(now, now - self.policy.ps_max_age_s))
+        wanted_since = max(self.residency.outdated_at, now - self.policy.ps_max_age_s)
         if self.residency.known and now >= self.residency.first_expiry_at:
             wanted_since = max(wanted_since, self.residency.first_expiry_at)
         return self.has_report_since(wanted_since, now) and self.residency.is_fresh(now, self.policy.ps_max_age_s)

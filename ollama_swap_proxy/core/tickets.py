@@ -59,7 +59,6 @@ class Lease:
 
     ticket: Ticket
     granted_at: float
-    first_byte_at: float | None = None
     last_byte_at: float | None = None
     loads: bool = False
     """True while this request is the one that makes Ollama load the model."""
@@ -74,9 +73,7 @@ class Lease:
 class Resident:
     """A model that upstream's report lists as loaded.
 
-    ``names`` are all names known to be this runner, the listed one first; ``reachable`` says whether an unload can
-    still find it by one of them (a deleted or re-created name cannot be unloaded; server/sched.go:1713).
-    ``expires_in_s`` is advice only: Ollama's own value may lie in the past while the model is busy.
+    ``name`` is the listed one. ``expires_in_s`` is advice only: Ollama's own may lie in the past while it is busy.
     """
 
     key: str
@@ -85,8 +82,6 @@ class Resident:
     size_bytes: int
     size_vram_bytes: int
     expires_in_s: float | None = None
-    reachable: bool = True
-    context_length: int = 0
 
     @property
     def spilled_bytes(self) -> int:
@@ -96,8 +91,7 @@ class Resident:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """One answer of GET /api/ps, with the keys resolved. ``asked_at`` is when we asked, ``at`` when the answer came."""
+    """One answer of GET /api/ps, with the keys resolved. ``asked_at`` is when we asked."""
 
     asked_at: float
-    at: float
     residents: tuple[Resident, ...] = field(default=())

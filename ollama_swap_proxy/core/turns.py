@@ -20,22 +20,9 @@ class Turn:
     first_grant_at: float | None = None
 
 
-def choose_next(heads: Iterable[Ticket], now: float, policy: Policy) -> Ticket | None:
-    """Return the head ticket whose model goes next.
-
-    Overdue tickets first, in order of wait / maximum; then the longest waiting head. With one class both are the order
-    of arrival; the ticket's id breaks ties.
-    """
-    return min(
-        heads,
-        key=lambda head: (not is_overdue(head, now, policy), head.arrived_at, head.id),
-        default=None,
-    )
-
-
-def is_overdue(ticket: Ticket, now: float, policy: Policy) -> bool:
-    """Say whether a ticket has waited its maximum."""
-    return now - ticket.arrived_at >= policy.max_wait_s
+def choose_next(heads: Iterable[Ticket]) -> Ticket | None:
+    """Return the head ticket whose model goes next: the one that has waited longest; its id breaks ties."""
+    return min(heads, key=lambda head: (head.arrived_at, head.id), default=None)
 
 
 def turn_ends_at(turn: Turn, first_waiter: Ticket, swap_cost_s: float, policy: Policy) -> float:

@@ -39,11 +39,6 @@ class Card:
         """What the scheduler believes to be free when it asks this runner: what that saw when it loaded, if less."""
         return min(self.predicted_free_bytes, self.left[process])
 
-    @property
-    def used_bytes(self) -> int:
-        """What a memory probe would show as used."""
-        return int(self.gpu.total_mib * MIB) - self.free_bytes
-
     def take(self, process: int, size: int, layers: int = -1) -> int:
         """Give a starting engine as many of its layers as fit; returns the bytes that it holds on the card.
 

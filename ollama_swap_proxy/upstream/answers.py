@@ -36,7 +36,6 @@ class PsEntry:
     size_bytes: int = 0
     size_vram_bytes: int = 0
     expires_in_s: float | None = None
-    context_length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,6 @@ class TagEntry:
 
     name: str
     digest: str
-    size_bytes: int = 0
     remote: bool = False
 
 
@@ -79,7 +77,6 @@ class _PsModel(_Wire):
     size: int = 0
     size_vram: int = 0
     expires_at: str | None = None
-    context_length: int | None = 0
 
 
 class _Ps(_Wire):
@@ -89,7 +86,6 @@ class _Ps(_Wire):
 class _TagsModel(_Wire):
     name: str = Field(min_length=1)
     digest: str = ""
-    size: int = 0
     remote_host: str | None = None
     remote_model: str | None = None
 
@@ -137,7 +133,6 @@ def ps_entries(body: bytes, wall_s: float) -> list[PsEntry]:
             size_bytes=model.size,
             size_vram_bytes=model.size_vram,
             expires_in_s=_seconds_until(model.expires_at, wall_s),
-            context_length=model.context_length or 0,
         )
         for model in _read(_Ps, body).models
     ]
@@ -159,7 +154,6 @@ def tag_entries(body: bytes) -> list[TagEntry]:
         TagEntry(
             name=model.name,
             digest=model.digest,
-            size_bytes=model.size,
             remote=bool(model.remote_host or model.remote_model),
         )
         for model in _read(_Tags, body).models or []

@@ -9,6 +9,7 @@ A digest fixes everything that /api/show tells, so one /api/tags proves all entr
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -43,7 +44,6 @@ class Entry:
     parameters: Mapping[str, object] = field(default_factory=dict)
     adapters: tuple[str, ...] = ()
     remote: bool = False
-    size_bytes: int = 0
 
 
 class Catalog:
@@ -120,18 +120,16 @@ class Catalog:
         return sorted(self.names_of(key), key=lambda name: name != listed_name)
 
     async def resolve(self, listed: Iterable[PsEntry], timeout_s: float = RESOLVE_TIMEOUT_S) -> tuple[Resident, ...]:
-        """Find the key of everything that /api/ps lists, and whether a name still reaches it. Raises nothing.
+        """Find the key of everything that /api/ps lists. Raises nothing.
 
         What cannot be learned within ``timeout_s`` gets the key ``digest:...`` for now. A runner whose name is gone
         keeps the key that its digest had.
         """
         listed = tuple(listed)
-        try:
+        with contextlib.suppress(TimeoutError, ControlError):
             async with asyncio.timeout(timeout_s):
-                certain = await self._learn_listed(listed)
-        except (TimeoutError, ControlError):
-            certain = False
-        return tuple(self._resident(entry, certain=certain) for entry in listed)
+                await self._learn_listed(listed)
+        return tuple(self._resident(entry) for entry in listed)
 
     def cancel(self) -> None:
         """End the calls under way; their waiters are cancelled."""
@@ -139,48 +137,37 @@ class Catalog:
         for flight in self._learning.values():
             flight.cancel()
 
-    def _resident(self, entry: PsEntry, *, certain: bool) -> Resident:
-        key = self._key_of(entry.digest)
+    def _resident(self, entry: PsEntry) -> Resident:
         return Resident(
-            key=key,
+            key=self._key_of(entry.digest),
             name=entry.name,
             digest=entry.digest,
             size_bytes=entry.size_bytes,
             size_vram_bytes=entry.size_vram_bytes,
             expires_in_s=entry.expires_in_s,
-            reachable=not certain or bool(self.names_of(key)),
-            context_length=entry.context_length,
         )
 
     def _key_of(self, digest: str) -> str:
         return self._keys.get(digest, f"digest:{digest}")
 
-    async def _learn_listed(self, listed: tuple[PsEntry, ...]) -> bool:
-        """Learn the keys of what is listed; say whether it is certain which of it a name still reaches."""
+    async def _learn_listed(self, listed: tuple[PsEntry, ...]) -> None:
         unknown = {entry.digest for entry in listed} - self._keys.keys()
         if unknown - self._orphans or self._tags_at == -math.inf:
             await self.refresh()
         by_digest = {tag.digest: name for name, tag in self._tags.items()}
         self._orphans |= unknown - by_digest.keys()
-        certain = await self._learn_keys([by_digest[digest] for digest in unknown if digest in by_digest])
-        if all(self.names_of(self._key_of(entry.digest)) for entry in listed):
-            return certain
-        return await self._learn_keys(self._unlearned()) and certain
+        await self._learn_keys([by_digest[digest] for digest in unknown if digest in by_digest])
 
     def _unlearned(self) -> list[str]:
         """One name of every digest whose key is not known."""
         unlearned = {tag.digest: name for name, tag in self._tags.items() if not tag.remote}
         return [name for digest, name in unlearned.items() if digest not in self._keys]
 
-    async def _learn_keys(self, wanted: list[str]) -> bool:
-        """Learn these names one by one (a report is not worth a burst of calls); say whether all could be learned."""
-        learned = True
+    async def _learn_keys(self, wanted: list[str]) -> None:
+        """Learn what can be learned of these names, one by one: a report is not worth a burst of calls."""
         for name in wanted:
-            try:
+            with contextlib.suppress(ControlError):
                 await self._learned(name)
-            except ControlError:
-                learned = False
-        return learned
 
     async def _learned(self, name: str) -> Entry | None:
         flight = self._learning.get(name)
@@ -226,7 +213,6 @@ class Catalog:
             parameters=answer.parameters,
             adapters=answer.adapters,
             remote=answer.remote,
-            size_bytes=tag.size_bytes if tag is not None else 0,
         )
         if lasting and digest:
             self._entries[name] = entry
@@ -255,4 +241,4 @@ def _digest(tag: TagEntry | None) -> str:
 
 def _stub(name: str, tag: TagEntry) -> Entry:
     """Make the entry of what runs elsewhere; /api/show of it may be a 403 (cloud switched off) or ask ollama.com."""
-    return Entry(name, tag.name, tag.digest, key=f"cloud:{name}", remote=True, size_bytes=tag.size_bytes)
+    return Entry(name, tag.name, tag.digest, key=f"cloud:{name}", remote=True)

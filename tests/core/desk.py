@@ -44,11 +44,7 @@ class Desk:
 
     def report(self, *keys: str | Resident, asked_at: float | None = None) -> None:
         residents = tuple(resident(key) if isinstance(key, str) else key for key in keys)
-        self.tell(
-            events.ResidencyObserved(
-                Report(self.now + 0.0005 if asked_at is None else asked_at, self.now + 0.001, residents)
-            )
-        )
+        self.tell(events.ResidencyObserved(Report(self.now + 0.0005 if asked_at is None else asked_at, residents)))
 
     def no_report(self, *, unreachable: bool = False) -> None:
         self.tell(events.ResidencyUnknown(self.now, "late", unreachable))

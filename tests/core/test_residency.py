@@ -14,7 +14,7 @@ def _resident(key: str, vram: int = 100, expires_in_s: float | None = None) -> R
 
 def _view(*keys: str, at: float = 1.0) -> Residency:
     view = Residency()
-    view.take_in(Report(at, at, tuple(map(_resident, keys))), at)
+    view.take_in(Report(at, tuple(map(_resident, keys))), at)
     return view
 
 
@@ -27,7 +27,7 @@ def test_residency_is_exclusive() -> None:
 
 def test_a_report_says_who_appeared_and_who_is_gone() -> None:
     view = _view("a")
-    change = view.take_in(Report(2.0, 2.1, (_resident("b"),)), 2.1)
+    change = view.take_in(Report(2.0, (_resident("b"),)), 2.1)
     assert change is not None
     assert [r.key for r in change.found] == ["b"]
     assert [r.key for r in change.gone] == ["a"]
@@ -36,14 +36,14 @@ def test_a_report_says_who_appeared_and_who_is_gone() -> None:
 
 def test_an_older_report_changes_nothing() -> None:
     view = _view("a", at=5.0)
-    assert view.take_in(Report(4.0, 6.0, ()), 6.0) is None
+    assert view.take_in(Report(4.0, ()), 6.0) is None
     assert "a" in view.residents
 
 
 def test_a_victim_without_vram_starts_no_settle_clock() -> None:
     view = Residency()
-    view.take_in(Report(1.0, 1.0, (_resident("a", vram=0),)), 1.0)
-    view.take_in(Report(2.0, 2.0, ()), 2.0)
+    view.take_in(Report(1.0, (_resident("a", vram=0),)), 1.0)
+    view.take_in(Report(2.0, ()), 2.0)
     assert view.vram_freed_at == float("-inf")
 
 
@@ -58,7 +58,7 @@ def test_nothing_is_fresh_before_the_first_report_after_its_age_or_once_outdated
 
 def test_a_view_is_not_fresh_past_a_residents_expiry() -> None:
     view = Residency()
-    view.take_in(Report(1.0, 1.0, (_resident("a", expires_in_s=0.3),)), 1.0)
+    view.take_in(Report(1.0, (_resident("a", expires_in_s=0.3),)), 1.0)
     assert view.is_fresh(1.2, 1.0)
     assert not view.is_fresh(1.4, 1.0)
 
@@ -69,16 +69,16 @@ def test_options_are_unknown_until_learned_and_forgotten_when_the_model_is_gone(
     assert not view.holds(A)
     view.learn_options(A, 1.0)
     assert view.holds(A)
-    view.take_in(Report(2.0, 2.0, ()), 2.0)
-    view.take_in(Report(3.0, 3.0, (_resident("a"),)), 3.0)
+    view.take_in(Report(2.0, ()), 2.0)
+    view.take_in(Report(3.0, (_resident("a"),)), 3.0)
     assert view.holds_unknown_variant("a")
 
 
 def test_a_report_from_before_the_load_does_not_make_its_options_forgotten() -> None:
     view = _view()
     view.learn_options(A, 5.0)
-    view.take_in(Report(4.9, 5.1, ()), 5.1)
-    view.take_in(Report(5.2, 5.2, (_resident("a"),)), 5.2)
+    view.take_in(Report(4.9, ()), 5.1)
+    view.take_in(Report(5.2, (_resident("a"),)), 5.2)
     assert view.holds(A)
 
 

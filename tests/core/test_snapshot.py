@@ -20,7 +20,7 @@ def _ticket(number: int, key: str, at: float) -> Ticket:
 def _scheduler() -> Scheduler:
     scheduler = Scheduler(Policy(), 0.0)
     resident = Resident("a", "a:latest", "d", 100, 80, expires_in_s=30.0)
-    scheduler.handle(events.ResidencyObserved(Report(0.0, 0.1, (resident,))), 0.1)
+    scheduler.handle(events.ResidencyObserved(Report(0.0, (resident,))), 0.1)
     return scheduler
 
 

@@ -39,7 +39,7 @@ def test_a_report_under_way_is_too_old_for_who_asks_later():
 
 def test_a_report_asked_for_since_then_is_enough():
     state = a_state()
-    state.residency.take_in(Report(5.0, 5.2, ()), 5.2)
+    state.residency.take_in(Report(5.0, ()), 5.2)
     assert state.has_report_since(5.0, now=5.3)
     assert state.out == []
 

@@ -6,7 +6,7 @@ import pytest
 
 from ollama_swap_proxy.core.policy import Policy
 from ollama_swap_proxy.core.tickets import Ticket, Variant
-from ollama_swap_proxy.core.turns import Turn, choose_next, is_overdue, turn_ends_at
+from ollama_swap_proxy.core.turns import Turn, choose_next, turn_ends_at
 
 POLICY = Policy(max_wait_s=120)
 
@@ -16,15 +16,10 @@ def _waiter(number: int, arrived_at: float) -> Ticket:
 
 
 def test_the_longest_waiting_head_is_next_and_the_id_breaks_ties() -> None:
-    chosen = choose_next([_waiter(3, 5.0), _waiter(2, 1.0), _waiter(1, 1.0)], 10.0, POLICY)
+    chosen = choose_next([_waiter(3, 5.0), _waiter(2, 1.0), _waiter(1, 1.0)])
     assert chosen is not None
     assert chosen.id == 1
-    assert choose_next([], 10.0, POLICY) is None
-
-
-def test_a_ticket_is_overdue_from_its_maximum_on() -> None:
-    assert not is_overdue(_waiter(1, 0.0), 119.9, POLICY)
-    assert is_overdue(_waiter(1, 0.0), 120.0, POLICY)
+    assert choose_next([]) is None
 
 
 @pytest.mark.parametrize(("swap_s", "limit_s"), [(1.0, 10.0), (20.0, 40.0)])

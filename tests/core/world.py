@@ -73,7 +73,6 @@ class World:
         self.steps: list[tuple[float, str, dict[str, object]]] = []
         self.loads: list[tuple[float, Variant]] = []
         self.evictions: list[tuple[float, str]] = []
-        self._pending_unload: set[str] = set()
         self.tell(events.UpstreamIdentified("0.33.0", self.ps_is_safe))
 
     # --- time -------------------------------------------------------------------------------------------------------
@@ -247,7 +246,7 @@ class World:
             elif self.ps_broken is not None:
                 self.tell(events.ResidencyUnknown(asked_at, self.ps_broken))
             else:
-                self.tell(events.ResidencyObserved(Report(asked_at, self.now, self._listed())))
+                self.tell(events.ResidencyObserved(Report(asked_at, self._listed())))
 
         self.at(self.now + self.ps_s, answer)
 

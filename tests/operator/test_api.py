@@ -21,7 +21,7 @@ SWAP = SwapSeen(1, "b:latest", "", "request", "evicting", 1.0, 2.0, ("a:latest",
 
 def seen(**changes: object) -> Snapshot:
     scheduler = Scheduler(Policy())
-    scheduler.handle(ResidencyObserved(Report(0.0, 0.1, (Resident("k", "a:latest", "d", 100, 60),))), 0.1)
+    scheduler.handle(ResidencyObserved(Report(0.0, (Resident("k", "a:latest", "d", 100, 60),))), 0.1)
     scheduler.handle(Arrived(Ticket(7, Variant("other"), "b:latest", 0.2, LoadRecipe("/api/generate", b"{}"))), 0.2)
     return dataclasses.replace(scheduler.snapshot(0.3), **changes)
 

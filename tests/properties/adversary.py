@@ -40,7 +40,6 @@ class Loaded:
     size: int = 1000
     vram: int = 1000
     expires_in_s: float | None = None
-    reachable: bool = True
 
 
 @dataclass
@@ -259,15 +258,14 @@ class Adversary:
 
     def listed(self) -> tuple[Resident, ...]:
         return tuple(
-            Resident(key, key, f"d-{key}", it.size, it.vram, it.expires_in_s, it.reachable)
-            for key, it in self.loaded.items()
+            Resident(key, key, f"d-{key}", it.size, it.vram, it.expires_in_s) for key, it in self.loaded.items()
         )
 
     def report(self, index: int = 0, *, as_of_asking: bool = False, twice: bool = False) -> None:
         """Answer an outstanding Observe; the content is of any moment between the question and the answer."""
         asked_at, then = self.observes.pop(index)
         residents = then if as_of_asking else self.listed()
-        self.deliver(Report(asked_at, self.now, residents + residents[:1] if twice else residents))
+        self.deliver(Report(asked_at, residents + residents[:1] if twice else residents))
 
     def deliver(self, report: Report) -> None:
         self.delivered.append(report)

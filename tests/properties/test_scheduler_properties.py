@@ -151,7 +151,7 @@ class AnythingMayHappen(RuleBasedStateMachine):
             self.world.loaded[key] = Loaded(options, vram=vram, expires_in_s=expires)
 
     @rule(
-        what=st.sampled_from(["restart", "name goes", "outdated", "changed", "safe", "unsafe", "stray", "old"]),
+        what=st.sampled_from(["restart", "outdated", "changed", "safe", "unsafe", "stray", "old"]),
         pick=PICK,
     )
     def oddity(self, what: str, pick: int) -> None:
@@ -159,8 +159,6 @@ class AnythingMayHappen(RuleBasedStateMachine):
         match what:
             case "restart":
                 world.restart()
-            case "name goes" if key in world.loaded:
-                world.loaded[key].reachable = False
             case "outdated":
                 world.tell(events.ViewOutdated("an unload passed by"))
             case "changed":

@@ -70,7 +70,7 @@ async def test_ps_reads_an_entry_with_nanoseconds_a_zone_and_null_families(contr
     (entry,) = await control.ps()
     assert entry.name == "alpha:latest"
     assert entry.digest == ALPHA["digest"]
-    assert (entry.size_bytes, entry.size_vram_bytes, entry.context_length) == (4718592000, 4718592000, 4096)
+    assert (entry.size_bytes, entry.size_vram_bytes) == (4718592000, 4718592000)
     assert entry.expires_in_s == pytest.approx(300.123456, abs=1e-3)
 
 

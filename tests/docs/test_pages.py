@@ -97,23 +97,28 @@ def test_every_error_code_is_documented_and_no_other() -> None:
 
 
 def _codes() -> Iterator[str]:
+    """Yield every code that an answer of ours can be marked with: those of errors, and marks of other answers."""
     for path in OURS:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if not isinstance(node, ast.Call):
-                continue
-            called = ast.unparse(node.func).rpartition(".")[2]
-            if called in {"ProxyError", "Rejection"} and node.args:
-                code = node.args[0]
-                yield from (c.value for c in ast.walk(code) if isinstance(c, ast.Constant) and isinstance(c.value, str))
-                if isinstance(code, ast.Name):
-                    yield from _assigned(ast.parse(path.read_text(encoding="utf-8")), code.id)
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and node.args:
+                if ast.unparse(node.func).rpartition(".")[2] in {"ProxyError", "Rejection"}:
+                    yield from _texts(tree, node.args[0])
+            elif isinstance(node, ast.Tuple) and len(node.elts) == 2 and ast.unparse(node.elts[0]) == "MARK":
+                yield from _texts(tree, node.elts[1])
 
 
-def _assigned(tree: ast.Module, name: str) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == name for t in node.targets):
-            branches = [node.value.body, node.value.orelse] if isinstance(node.value, ast.IfExp) else [node.value]
-            yield from (b.value for b in branches if isinstance(b, ast.Constant) and isinstance(b.value, str))
+def _texts(tree: ast.Module, value: ast.expr | None) -> Iterator[str]:
+    """Yield the texts that an expression can be: a text, one of two, or a name that stands for them."""
+    if isinstance(value, ast.Constant) and isinstance(value.value, str):
+        yield value.value
+    elif isinstance(value, ast.IfExp):
+        yield from _texts(tree, value.body)
+        yield from _texts(tree, value.orelse)
+    elif isinstance(value, ast.Name):
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign | ast.AnnAssign) and re.match(rf"{value.id}\b", ast.unparse(node)):
+                yield from _texts(tree, node.value)
 
 
 def test_no_text_of_ours_makes_the_ollama_cli_start_a_server_of_its_own() -> None:
@@ -127,16 +132,37 @@ def test_no_text_of_ours_makes_the_ollama_cli_start_a_server_of_its_own() -> Non
                 assert "could not connect" not in said, f"{path.name}:{node.lineno}"
 
 
-def test_every_glossary_word_is_used_in_the_code() -> None:
-    code = "\n".join(path.read_text(encoding="utf-8") for path in OURS)
-    names = {
-        name.lower() for name in re.findall(r"\b(?:class|def) (\w+)|\b(\w+)\s*[:=(]", code) for name in name if name
-    }
-    used = "\n".join(sorted(names))
+def test_every_glossary_word_names_something_in_the_code() -> None:
+    """A class, function, parameter, field or enum member has the word, or a form of it, among the words of its name."""
+    words = {word for path in OURS for name in _names_given(path) for word in _words_of(name)}
     for line in re.findall(r"^\| ([a-z, -]+) \|", _read("docs/glossary.md"), re.MULTILINE)[1:]:
-        for word in line.split(", "):
-            stem = word.replace("-", "_").removesuffix("ion").removesuffix("e")
-            assert stem in used, f"the glossary has {word!r}, the code has not"
+        for term in line.split(", "):
+            for word in term.split("-"):
+                assert words & _forms(word), f"the glossary has {term!r}, the code has not"
+
+
+def _names_given(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name
+        elif isinstance(node, ast.arg):
+            yield node.arg
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id
+        elif isinstance(node, ast.Assign):
+            yield from (target.id for target in node.targets if isinstance(target, ast.Name))
+
+
+def _words_of(name: str) -> list[str]:
+    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
+
+
+def _forms(word: str) -> set[str]:
+    """Nouns of the glossary are verbs in names of functions, and participles in those of events and phases."""
+    stem = re.sub(r"(ation|ion|e)$", "", word)
+    doubled = stem + stem[-1]
+    endings = ("s", "ed", "ing", "ion") if stem == word else ("e", "es", "ed", "ing", "ions")
+    return {word} | {stem + ending for ending in endings} | {doubled + ending for ending in ("ed", "ing")}
 
 
 def test_the_readme_lists_the_fate_of_every_request_header_that_does_not_simply_pass() -> None:
@@ -157,12 +183,16 @@ def test_what_is_said_of_ollama_is_backed_by_recordings() -> None:
         assert (ROOT / "tests" / "transcripts" / f"{name}.json").exists()
 
 
-def test_the_log_lines_told_to_the_operator_are_those_that_the_core_writes() -> None:
-    """Core modules write a line by `State.say`, whose first argument is its name."""
-    said: set[str] = set()
-    for module in (ROOT / "ollama_swap_proxy" / "core").glob("*.py"):
-        said.update(re.findall(r'\.say\(\s*"([a-z_]+)"', module.read_text(encoding="utf-8")))
+def test_the_log_lines_told_to_the_operator_are_those_that_the_code_writes() -> None:
+    """Core modules write a line by `State.say`, the others by a structlog logger; the first argument is its name."""
+    call = re.compile(r'(?:\.say|(?:_log|get_logger\("\w+"\))\.[a-z]+)\(\s*"([a-z_]+)"')
+    said = {"request"}  # whose level depends, so that it is no direct call
+    for module in OURS:
+        if module.parent.name != "demo":
+            said.update(call.findall(module.read_text(encoding="utf-8")))
     page = _read("docs/operations.md").partition("## What the log says")[2].partition("\n## ")[0]
-    assert said
+    assert {"swap_decided", "handler_failed", "cannot_listen"} <= said
     assert said <= set(re.findall(r"`([a-z_]+)`", page))
-    assert set(_table_words(page.partition("The ones to watch for:")[2])) <= said
+    table = page.partition("The ones to watch for:")[2].partition("\n\nFurther")[0]
+    rows = re.findall(r"^\| (`[^|]+`) \|", table, re.MULTILINE)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} <= said

@@ -18,9 +18,10 @@ floor* are worse than in real life, where a load takes 25 times as long; read th
 **The floor** of a round is what its swap cannot do without: ending the victim, its memory's way back, the load. No
 proxy can know when memory is back, so one that loads too early is faster here, and spills.
 
-``--real``: a real Ollama (``OLLAMA_BIN``) over the simulated GPU in the directory ``SIMGPU``; only late memory (0 to
-1.5 s) and leaving clients can be had there, and nothing is scaled. Two models count as alive together from 20 ms on,
-because the end of a process is written down up to 10 ms late.
+``--real``: a real Ollama (the binary ``OLLAMA_BIN``) over a simulated GPU: ``SIMGPU`` is a directory with a
+``simgpu.py`` that is not published yet, so for now only its author can run this. Only late memory (0 to 1.5 s) and
+leaving clients can be had there, and nothing is scaled. Two models count as alive together from 20 ms on, because the
+end of a process is written down up to 10 ms late.
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ async def simulated(
 
 @asynccontextmanager
 async def real(seed: int) -> AsyncIterator[tuple[Settings, Callable[[], Ledger], Callable[[], None]]]:
-    """The same over a real Ollama. Needs OLLAMA_BIN and SIMGPU."""
+    """The same over a real Ollama. Needs OLLAMA_BIN and SIMGPU, a directory with the unpublished simgpu.py."""
     sys.dont_write_bytecode = True
     sys.path.insert(0, os.environ["SIMGPU"])
     from simgpu import SimGPU as RealGPU  # type: ignore[import-not-found]  # noqa: PLC0415  # no part of the project

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
 from ollama_swap_proxy.core import commands, events
+from ollama_swap_proxy.core.events import LoadFailure
 from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.core.snapshot import Snapshot
 from ollama_swap_proxy.core.tickets import Ticket, Variant
@@ -27,6 +28,10 @@ from ollama_swap_proxy.upstream.view import ResidencyView
 
 PROGRESS_INTERVAL_S = 1.0
 """How often the scheduler is told which streams moved; it needs no more to tell a stuck drain from a slow one."""
+
+
+Otherwise = Callable[[str], events.Event]
+"""Makes the event for a call that failed by a defect of ours, of the reason."""
 
 
 class Moving(Protocol):
@@ -178,11 +183,16 @@ class Gate:
             case commands.Grant() | commands.Reject():
                 self._decide(command)
             case commands.Observe():
-                self._spawn("observe residency", self._observe())
+                asked_at = self._loop.time()
+                self._spawn("observe", self._observe(), lambda why: events.ResidencyUnknown(asked_at, why))
             case commands.Evict(key, name):
-                self._spawn(f"unload {name}", self._evict(key, name))
-            case commands.Load():
-                self._spawn(f"load {command.name}", self._load(command))
+                unload = evict(self._control, self._catalog, key, name)
+                self._spawn(
+                    f"unload {name}", unload, lambda why: events.EvictionAnswered(key, accepted=False, reason=why)
+                )
+            case commands.Load(variant, name):
+                load = self._load(command)
+                self._spawn(f"load {name}", load, lambda why: events.LoadEnded(variant, LoadFailure(502, why)))
             case commands.WakeAt(at):
                 self._wake_at(at)
             case commands.Step(name, fields, warning):
@@ -202,13 +212,13 @@ class Gate:
             self._wake.cancel()
         self._wake = None if at is None else self._loop.call_at(at, self.tell, events.TimePassed())
 
-    async def _observe(self) -> None:
+    async def _observe(self) -> events.Event:
         if not self._identified:
             await self._identify()
         observation = await self._view.observe(fresh=True)
         if isinstance(observation, events.ResidencyUnknown) and observation.unreachable:
             self._identified = False
-        self.tell(observation)
+        return observation
 
     async def _identify(self) -> None:
         try:
@@ -219,12 +229,9 @@ class Gate:
         self._log.info("upstream_identified", version=identity.version, ps_is_safe=identity.ps_is_safe)
         self.tell(identity)
 
-    async def _evict(self, key: str, name: str) -> None:
-        self.tell(await evict(self._control, self._catalog, key, name))
-
-    async def _load(self, command: commands.Load) -> None:
+    async def _load(self, command: commands.Load) -> events.Event:
         failure = await self._control.load(command.recipe, command.timeout_s)
-        self.tell(events.LoadEnded(command.variant, failure))
+        return events.LoadEnded(command.variant, failure)
 
     def _tell_progress(self) -> None:
         self._progress = None
@@ -236,12 +243,16 @@ class Gate:
         if self._held:
             self._progress = self._loop.call_later(PROGRESS_INTERVAL_S, self._tell_progress)
 
-    def _spawn(self, name: str, work: Coroutine[None, None, None]) -> None:
-        task = self._loop.create_task(work, name=name)
+    def _spawn(self, name: str, call: Coroutine[None, None, events.Event], otherwise: Otherwise) -> None:
+        task = self._loop.create_task(self._tell_outcome(name, call, otherwise), name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._tasks.discard)
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            self._log.error("control_call_failed", task=task.get_name(), exc_info=task.exception())
+    async def _tell_outcome(self, name: str, call: Coroutine[None, None, events.Event], otherwise: Otherwise) -> None:
+        """Tell the scheduler how a call ended, whatever happens in it: it waits for that."""
+        try:
+            outcome = await call
+        except Exception as error:  # noqa: BLE001 - the next lines log it and tell the scheduler
+            self._log.exception("control_call_failed", call=name)
+            outcome = otherwise(f"{type(error).__name__} in the proxy; see its log")
+        self.tell(outcome)

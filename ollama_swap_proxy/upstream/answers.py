@@ -19,7 +19,7 @@ RUNNER_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "nu
 """The options a runner is started with; another value means a reload (api/types.go:588)."""
 
 _BLOB = re.compile(r"sha256[-:][0-9a-f]{64}$")
-_VERSION = re.compile(r"v?(\d+)\.(\d+)\.(\d+)(.*)$")
+_VERSION = re.compile(r"v?(\d{1,9})\.(\d{1,9})\.(\d{1,9})(.*)$")
 _FIRST_SAFE_PS = (0, 32, 4)
 _LONGEST_ERROR_TEXT = 500
 
@@ -234,7 +234,7 @@ def error_text(body: bytes) -> str:
     """Return Ollama's own words from a failed answer: its "error" field, else the body itself, shortened."""
     try:
         shape = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         shape = None
     if isinstance(shape, dict) and isinstance(shape.get("error"), str):
         return str(shape["error"])

@@ -117,7 +117,10 @@ class Catalog:
                 await self._learn_keys(self._unlearned())
         except ControlError:
             return list(self.names_of(key)) or [listed_name]
-        return sorted(self.names_of(key), key=lambda name: name != listed_name)
+        reaching = sorted(self.names_of(key), key=lambda name: name != listed_name)
+        if not any(tag.name == listed_name for tag in self._tags.values()):
+            reaching.append(listed_name)  # not in the list: gone (then Ollama says 404), or the list is wrong
+        return reaching
 
     async def resolve(self, listed: Iterable[PsEntry], timeout_s: float = RESOLVE_TIMEOUT_S) -> tuple[Resident, ...]:
         """Find the key of everything that /api/ps lists. Raises nothing.

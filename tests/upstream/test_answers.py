@@ -99,3 +99,9 @@ def test_an_errors_text_is_ollamas_own_or_the_body_shortened() -> None:
     assert answers.error_text(b'{"error":"model not found"}') == "model not found"
     assert answers.error_text(b"<html>" + b"x" * 9000).startswith("<html>x")
     assert len(answers.error_text(b"x" * 9000)) <= 500
+
+
+def test_hostile_answers_are_read_like_any_other() -> None:
+    """Deep JSON and endless digits make Python's own readers raise what no caller expects."""
+    assert answers.error_text(b"[" * 200_000).startswith("[[[")
+    assert not answers.ps_is_safe("9" * 5000 + ".1.1")

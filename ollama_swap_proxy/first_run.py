@@ -31,7 +31,8 @@ async def run(settings: Settings, say: Callable[[str], None]) -> int:
         model = await find_model(upstream)
 
         def announce(listen: Address, admin: Address) -> None:
-            for line in announcement(listen, admin, upstream, model):
+            what = "your Ollama" if upstream == settings.upstream else "the simulated Ollama"
+            for line in announcement(listen, admin, f"{what} ({upstream})", model):
                 say(line)
 
         return await serve(settings.model_copy(update={"upstream": upstream}), ready=announce)
@@ -79,12 +80,12 @@ async def find_model(upstream: URL) -> str | None:
     return None
 
 
-def announcement(listen: Address, admin: Address, upstream: URL, model: str | None) -> list[str]:
+def announcement(listen: Address, admin: Address, upstream: str, model: str | None) -> list[str]:
     """Return what a person needs to try us: addresses for clients, and a curl line that works."""
     base = f"http://{listen.to_connect_to}"
     lines = [
         "",
-        f"Point your clients at {base} instead of {upstream}:",
+        f"In front of {upstream}. Point your clients at {base}:",
         f"  ollama CLI and libraries   OLLAMA_HOST={base}",
         f"  OpenAI clients             base_url {base}/v1",
         f"  Anthropic clients          ANTHROPIC_BASE_URL={base}",

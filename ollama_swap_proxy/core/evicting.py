@@ -6,16 +6,16 @@ confirmation: reports asked for after it, without the victim.
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import commands, failing, steps
+from ollama_swap_proxy.core import bounds, commands, failing, steps
 from ollama_swap_proxy.core.policy import NEWCOMER_ROUNDS, UNLOAD_REPEAT_AFTER_S
-from ollama_swap_proxy.core.state import NEVER, Phase, State, Swap
+from ollama_swap_proxy.core.state import Phase, State, Swap
 from ollama_swap_proxy.core.tickets import Resident
 
 
 def advance(state: State, swap: Swap, now: float) -> None:
     """Take the evictions as far as they go now."""
     if swap.victim is not None:
-        patience_ends_at = swap.first_asked_at + _patience_s(state, swap.victim, refused=swap.refused)
+        patience_ends_at = bounds.unload_ends_at(state, swap, swap.victim)
         if now >= patience_ends_at:
             failing.unload_not_confirmed(state, swap, now)
             return
@@ -47,7 +47,7 @@ def answered(state: State, key: str, *, accepted: bool, reason: str, now: float)
     swap.answered, swap.refused, swap.eviction_text = True, not accepted, reason
     if not accepted:
         state.say("eviction_unanswered", warning=True, victim=key, reason=reason)
-    swap.report_needed_since, swap.poll_at = now, NEVER
+    steps.look_again(swap, now, clear_reports=swap.clear_reports)
 
 
 def _wait_unless_pointless(state: State, swap: Swap, now: float) -> None:
@@ -105,17 +105,6 @@ def _send_unload(state: State, swap: Swap, victim: Resident, now: float) -> None
     state.moved_at = now
     # No report asked for before this shows anything; the next is due when it is answered, or after a pause.
     steps.poll_again(state, swap, now)
-
-
-def _patience_s(state: State, key: str, *, refused: bool) -> float:
-    """Return how long an unload may take, in seconds.
-
-    A model loaded by others may be busy with requests that we cannot see: then it gets as long as a drain. Where the
-    unload did not reach it (its name is gone), nothing is gained by that.
-    """
-    if key in state.residency.options or refused:
-        return state.policy.unload_timeout_s
-    return max(state.policy.unload_timeout_s, state.policy.stuck_after_s)
 
 
 def _confirm(state: State, swap: Swap, now: float) -> None:

@@ -7,11 +7,12 @@ or a broken model would keep throwing good ones out.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
-from ollama_swap_proxy.core import commands, steps
+from ollama_swap_proxy.core import commands, granting, steps
 from ollama_swap_proxy.core.events import LoadFailure
 from ollama_swap_proxy.core.policy import RETRY_AFTER_S
-from ollama_swap_proxy.core.state import NEVER, Pause, Phase, State, Swap, doubled
+from ollama_swap_proxy.core.state import Pause, Phase, State, Swap, doubled
 from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
 
 LOAD_BREAKS_ALLOWED = 3
@@ -59,12 +60,13 @@ def load_failed(state: State, swap: Swap, failure: LoadFailure, now: float) -> N
     if failure.transient and now < (swap.first_load_at or now) + state.policy.load_timeout_s:
         if failure.status == 503:
             swap.not_before = now + RETRY_AFTER_S
-            _go_back(state, swap, Phase.SETTLING, now)
+            steps.enter(state, swap, Phase.SETTLING, now)
             return
         swap.load_breaks += 1
         if swap.load_breaks < LOAD_BREAKS_ALLOWED:
-            swap.report_needed_since, swap.poll_at, swap.victim = now, now + RETRY_AFTER_S, None
-            _go_back(state, swap, Phase.EVICTING, now)
+            steps.look_again(swap, now)
+            swap.poll_at = now + RETRY_AFTER_S
+            steps.enter(state, swap, Phase.EVICTING, now)
             return
     code = "load_timeout" if failure.status == 504 else "load_failed"
     rejection = commands.Rejection(code, failure.status, failure.text)
@@ -106,10 +108,12 @@ def expire_tickets(state: State, now: float) -> None:
             given_up_at = ticket.arrived_at + policy.give_up_after_s
             stuck_at = max(ticket.arrived_at, state.moved_at) + policy.stuck_after_s
             if now >= given_up_at:
-                text = f"{ticket.name} was waited for {_seconds(policy.give_up_after_s)}: {_what_for(state)}"
+                what_for = _what_for(state, ticket.variant, now)
+                text = f"{ticket.name} was waited for {_seconds(policy.give_up_after_s)}: {what_for}"
                 state.reject(ticket, commands.Rejection("waited_too_long", 503, text, retry_after_s=30))
             elif now >= stuck_at and not bounded:
-                text = f"{ticket.name}: nothing moved for {_seconds(policy.stuck_after_s)}: {_what_for(state)}"
+                what_for = _what_for(state, ticket.variant, now)
+                text = f"{ticket.name}: nothing moved for {_seconds(policy.stuck_after_s)}: {what_for}"
                 state.reject(ticket, commands.Rejection("nothing_moved", 503, text, retry_after_s=30))
             else:
                 state.wake(given_up_at if bounded else min(given_up_at, stuck_at))
@@ -132,24 +136,19 @@ def _drop_swap(state: State, swap: Swap, now: float) -> None:
     state.residency.outdated_at = now
 
 
-def _go_back(state: State, swap: Swap, phase: Phase, now: float) -> None:
-    swap.phase, swap.phase_since, swap.load_sent_at = phase, now, NEVER
-    state.moved_at = now
-
-
 def _with_retry_after(rejection: commands.Rejection, pause_s: float) -> commands.Rejection:
-    hint_s = min(59, max(1, math.ceil(pause_s)))
-    return commands.Rejection(rejection.code, rejection.status, rejection.message, hint_s)
+    return replace(rejection, retry_after_s=math.ceil(pause_s))
 
 
-def _what_for(state: State) -> str:
+def _what_for(state: State, variant: Variant, now: float) -> str:
     swap = state.swap
     if state.unknown_reason is not None:
         return f"what is resident is unknown ({state.unknown_reason})"
     if swap is None:
-        return "its turn had not come"
+        resisted = granting.resisted_by(state, variant, now)
+        return f"not tried again yet: {resisted[0].rejection.message}" if resisted else "its turn had not come"
     if swap.phase is Phase.DRAINING:
-        names = sorted({lease.ticket.name for lease in state.leases.values()})
+        names = sorted({lease.ticket.name for lease in state.leases_in_the_way(swap.target)})
         return f"running requests for {', '.join(names)} had not ended"
     return f"the swap to {swap.name} was {swap.phase.value}"
 

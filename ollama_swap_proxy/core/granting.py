@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ollama_swap_proxy.core import commands, turns
 from ollama_swap_proxy.core.policy import STALE_VIEW_PATIENCE_S
-from ollama_swap_proxy.core.state import State
+from ollama_swap_proxy.core.state import Pause, State
 from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
 
 
@@ -18,7 +18,7 @@ def give(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> No
     state.moved_at = now
     if state.turn.first_grant_at is None:
         state.turn.first_grant_at = now
-    swapped = ticket.arrived_at <= state.last_swap_ended_at or loads
+    swapped = state.swap is not None or ticket.arrived_at <= state.last_swap_ended_at
     state.out.append(commands.Grant(ticket.id, swapped=swapped, loads=loads))
 
 
@@ -95,13 +95,18 @@ def next_target(state: State, now: float) -> Ticket | None:
 
 
 def _resisted_until(state: State, target: Variant, now: float) -> float:
-    victims = state.residency.victims_for(target)
-    return max((state.resisting[v.key].until for v in victims if v.key in state.resisting), default=now)
+    return max((pause.until for pause in resisted_by(state, target, now)), default=now)
+
+
+def resisted_by(state: State, target: Variant, now: float) -> list[Pause]:
+    """Return the pauses that hold a swap to this target off: its victims' that a swap was given up on lately."""
+    pauses = (state.resisting.get(victim.key) for victim in state.residency.victims_for(target))
+    return [pause for pause in pauses if pause is not None and pause.until > now]
 
 
 def turn_is_over(state: State, target: Ticket, now: float) -> bool:
     """Say whether those who are served must make room for this ticket now."""
-    served = any(lease.ticket.variant != target.variant for lease in state.leases.values())
+    served = state.leases_in_the_way(target.variant)
     waiting = any(is_servable(state, variant) for variant in state.line.variants())
     if not served and not waiting:
         return True

@@ -5,11 +5,11 @@ Owns the phases from the last confirmed eviction to the end of a swap that worke
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import commands, failing, granting, steps
+from ollama_swap_proxy.core import bounds, commands, failing, granting, steps
 from ollama_swap_proxy.core.events import LoadFailure
 from ollama_swap_proxy.core.forecast import Spill
-from ollama_swap_proxy.core.policy import NEWCOMER_ROUNDS, RETRY_AFTER_S
-from ollama_swap_proxy.core.state import NEVER, Phase, State, Swap
+from ollama_swap_proxy.core.policy import NEWCOMER_ROUNDS
+from ollama_swap_proxy.core.state import Phase, State, Swap
 from ollama_swap_proxy.core.tickets import Resident
 
 
@@ -22,8 +22,7 @@ def settle(state: State, swap: Swap, now: float) -> None:
     # not sit out a wait that is not his.
     if not steps.is_asked_for(state, swap, now, goes_on_by_itself=bool(swap.evicted)):
         return
-    wait_s = state.forecast.settle_before_s(swap.target)
-    settled_at = max(state.residency.vram_freed_at + wait_s, swap.not_before)
+    settled_at = bounds.settled_at(state, swap)
     if now < settled_at:
         if swap.phase_since == now and settled_at > swap.not_before:
             state.say("settle_started", wait_s=round(settled_at - now, 3))
@@ -31,8 +30,9 @@ def settle(state: State, swap: Swap, now: float) -> None:
         return
     waited_long = now - swap.phase_since > state.policy.ps_max_age_s
     if swap.newcomer_rounds <= NEWCOMER_ROUNDS and (waited_long or state.residency.victims_for(swap.target)):
-        # Somebody loaded behind our back while we waited, or had the time for it: look once more.
-        swap.report_needed_since, swap.poll_at, swap.clear_reports = now, NEVER, 1
+        # Somebody loaded behind our back while we waited, or had the time for it: look once more. The evictions were
+        # confirmed already, so one clear report will do even where two are needed.
+        steps.look_again(swap, now, clear_reports=1)
         steps.enter(state, swap, Phase.EVICTING, now)
         return
     _start(state, swap, now)
@@ -61,8 +61,7 @@ def _start(state: State, swap: Swap, now: float) -> None:
 
 def wait(state: State, swap: Swap, now: float) -> None:
     """Wait for the answer to the load: that of our own call, or the first byte of the request that loads."""
-    # The control client bounds the call itself; this is the net below it.
-    overdue_at = swap.load_sent_at + state.policy.load_timeout_s + RETRY_AFTER_S
+    overdue_at = bounds.load_ends_at(state, swap)
     if swap.loader is None:
         if now >= overdue_at:
             failing.load_timed_out(state, swap, now)
@@ -81,7 +80,7 @@ def wait(state: State, swap: Swap, now: float) -> None:
 
 def answered(state: State, swap: Swap, now: float) -> None:
     """Go on to confirm a load that was answered well."""
-    swap.report_needed_since, swap.poll_at, swap.clear_reports = now, NEVER, 0
+    steps.look_again(swap, now)
     steps.enter(state, swap, Phase.CONFIRMING, now)
 
 

@@ -198,7 +198,10 @@ def _check_required(endpoint: Endpoint, fields: Fields) -> None:
 
 
 def _is_empty(endpoint: Endpoint, fields: Fields) -> bool:
-    """Say whether there is nothing to generate or embed (such a request preloads: server/routes.go:478); images do not count as a prompt."""
+    """Say whether there is nothing to generate or embed; images do not count as a prompt.
+
+    Such a request preloads: server/routes.go:478.
+    """
     if endpoint in _WITH_PROMPT:
         return not fields.plain("prompt")
     if endpoint is endpoints.CHAT:

@@ -22,6 +22,8 @@ from ollama_swap_proxy.core.turns import Turn
 _LONGEST_CHAIN = 64
 """More moves than any chain of phases can make on one event; reaching it means two of them undo each other."""
 
+_STOPPING = commands.Rejection("stopping", 503, "the proxy is being stopped", retry_after_s=5)
+
 
 class Scheduler:
     """Decides whose turn it is and what must be evicted and loaded; `gate` tells it what happens."""
@@ -114,7 +116,7 @@ class Scheduler:
             return
         rejection = None
         if state.stopping:
-            rejection = commands.Rejection("stopping", 503, "the proxy is being stopped", retry_after_s=5)
+            rejection = _STOPPING
         elif len(state.line) >= state.policy.line_limit:
             text = f"{len(state.line)} requests wait already (line_limit)"
             rejection = commands.Rejection("line_full", 503, text, retry_after_s=10)
@@ -202,8 +204,7 @@ class Scheduler:
         state = self._state
         state.stopping = True
         for ticket in list(state.line):
-            text = "the proxy is being stopped"
-            state.reject(ticket, commands.Rejection("stopping", 503, text, retry_after_s=5))
+            state.reject(ticket, _STOPPING)
 
     def _advance(self, now: float) -> None:
         state = self._state

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ollama_swap_proxy.core import bounds
 from ollama_swap_proxy.core.state import NEVER, State
 
 
@@ -51,7 +52,7 @@ class LeaseSeen:
 
 @dataclass(frozen=True, slots=True)
 class SwapSeen:
-    """The swap under way."""
+    """The swap under way. ``overdue_s``: for how long its step is past its bound; 0 where it is not."""
 
     id: int
     target: str
@@ -59,6 +60,7 @@ class SwapSeen:
     reason: str
     phase: str
     phase_s: float
+    overdue_s: float
     total_s: float
     victims: tuple[str, ...]
     waits_for_leases: tuple[int, ...]
@@ -76,6 +78,16 @@ class CoolDownSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class ResistingSeen:
+    """A resident that a swap was given up on lately: it is left in peace, and who waits for another model waits on."""
+
+    key: str
+    remaining_s: float
+    failures: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All of it. ``report_age_s`` is None before the first report; ``unknown`` says why residency is unknown now."""
 
@@ -84,6 +96,7 @@ class Snapshot:
     leases: tuple[LeaseSeen, ...]
     swap: SwapSeen | None
     cool_downs: tuple[CoolDownSeen, ...]
+    resisting: tuple[ResistingSeen, ...]
     unknown: str | None
     unreachable_for_s: float | None
     report_age_s: float | None
@@ -135,6 +148,11 @@ def take(state: State, now: float) -> Snapshot:
             for v, pause in state.cool_downs.items()
             if pause.until > now
         ),
+        resisting=tuple(
+            ResistingSeen(key, round(pause.until - now, 3), pause.failures, pause.rejection.message)
+            for key, pause in state.resisting.items()
+            if pause.until > now
+        ),
         unknown=state.unknown_reason,
         unreachable_for_s=None if state.unreachable_since is None else round(now - state.unreachable_since, 3),
         report_age_s=None if residency.at == NEVER else round(now - residency.at, 3),
@@ -170,9 +188,8 @@ def _swap(state: State, now: float) -> SwapSeen | None:
         reason=swap.reason,
         phase=swap.phase.value,
         phase_s=round(now - swap.phase_since, 3),
+        overdue_s=round(max(0.0, now - bounds.step_ends_at(state, swap)), 3),
         total_s=round(now - swap.decided_at, 3),
         victims=tuple(names.get(key, key) for key in sorted(swap.expected_victims)),
-        waits_for_leases=tuple(
-            lease.ticket.id for lease in state.leases.values() if lease.ticket.variant != swap.target
-        ),
+        waits_for_leases=tuple(lease.ticket.id for lease in state.leases_in_the_way(swap.target)),
     )

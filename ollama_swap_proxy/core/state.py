@@ -164,6 +164,10 @@ class State:
             }
         self.recipes[ticket.variant] = (ticket.name, ticket.recipe)
 
+    def leases_in_the_way(self, target: Variant) -> list[Lease]:
+        """Return the running requests that must end before anything is evicted or loaded for this target."""
+        return [lease for lease in self.leases.values() if lease.ticket.variant != target]
+
     def loader_on(self, key: str) -> Lease | None:
         """Return the lease by which upstream is loading this key right now, if one is."""
         for lease in self.leases.values():

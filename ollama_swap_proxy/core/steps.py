@@ -6,9 +6,9 @@ Owns how a swap is turned over to another target and how it is forgotten. Must n
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import granting
+from ollama_swap_proxy.core import bounds, granting
 from ollama_swap_proxy.core.policy import CAREFUL_POLL_S, DRAIN_AFTERLIFE_S, POLL_S
-from ollama_swap_proxy.core.state import Phase, State, Swap
+from ollama_swap_proxy.core.state import NEVER, Phase, State, Swap
 from ollama_swap_proxy.core.turns import Turn
 
 
@@ -79,13 +79,18 @@ def has_report(state: State, swap: Swap, now: float) -> bool:
         return False
     if state.has_report_since(swap.report_needed_since, now):
         return True
-    given_up_at = max(swap.phase_since, swap.report_needed_since) + state.policy.stuck_after_s
+    given_up_at = bounds.report_ends_at(state, swap)
     if now >= given_up_at:
         end(state, now, "no_report", warning=True, phase=swap.phase.value)
         state.residency.outdated_at = now
     else:
         state.wake(given_up_at)
     return False
+
+
+def look_again(swap: Swap, now: float, *, clear_reports: int = 0) -> None:
+    """Need a report asked for from now on, fetched at once; ``clear_reports`` earlier ones go on counting as proof."""
+    swap.report_needed_since, swap.poll_at, swap.clear_reports = now, NEVER, clear_reports
 
 
 def poll_again(state: State, swap: Swap, now: float) -> None:

@@ -6,10 +6,10 @@ whose turn it is: `scheduler` begins a swap for a target.
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import evicting, failing, loading, steps
+from ollama_swap_proxy.core import bounds, evicting, failing, loading, steps
 from ollama_swap_proxy.core.policy import DRAIN_SLOW_AFTER_S
 from ollama_swap_proxy.core.state import Phase, State, Swap
-from ollama_swap_proxy.core.tickets import Lease, Variant
+from ollama_swap_proxy.core.tickets import Variant
 
 
 def begin(state: State, target: Variant, name: str, reason: str, now: float) -> Swap:
@@ -33,7 +33,7 @@ def begin(state: State, target: Variant, name: str, reason: str, now: float) -> 
         client = head.client if head else ""
         has = state.residency.options.get(target.key, "unknown")
         state.say("variant_reload", model=name, client=client, wanted=target.options, has=has)
-    blocking = _blocking(state, swap)
+    blocking = state.leases_in_the_way(swap.target)
     if blocking:
         state.say("drain_started", waits_for=[lease.ticket.id for lease in blocking])
     return swap
@@ -64,14 +64,10 @@ def advance(state: State, swap: Swap, now: float) -> bool:
     return state.swap is not swap or (swap.phase, swap.target) != before
 
 
-def _blocking(state: State, swap: Swap) -> list[Lease]:
-    return [lease for lease in state.leases.values() if lease.ticket.variant != swap.target or swap.undoes_spill]
-
-
 def _drain(state: State, swap: Swap, now: float) -> None:
     if not steps.is_asked_for(state, swap, now, goes_on_by_itself=swap.undoes_spill):
         return
-    blocking = _blocking(state, swap)
+    blocking = state.leases_in_the_way(swap.target)
     if not blocking:
         if swap.phase_since < now:
             state.say("drain_ended", took_s=round(now - swap.phase_since, 3))
@@ -80,8 +76,7 @@ def _drain(state: State, swap: Swap, now: float) -> None:
         swap.report_needed_since = state.residency.asked_at if fresh else now
         steps.enter(state, swap, Phase.EVICTING, now)
         return
-    silent_since = max(swap.phase_since, *(lease.moved_at for lease in blocking))
-    stuck_at = silent_since + state.policy.stuck_after_s
+    stuck_at = bounds.drain_ends_at(state, swap)
     if now >= stuck_at:
         failing.drain_stuck(state, swap, blocking, now)
         return

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -20,41 +18,28 @@ from ollama_swap_proxy.core.snapshot import Snapshot
 MISSED_REPORTS = 3
 """Not ready when so many periodic reports in a row brought nothing."""
 
-CONFIRMING_BOUND_S = 30.0
-"""How long a loaded model may be missing from every report. Ollama lists it before it answers the load."""
+OVERDUE_S = 5.0
+"""So long may a step of a swap be past its bound, which the core gives up at by itself: a margin for a busy machine."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """From when on something counts as stuck, in seconds. Drains and loads have bounds of their own: minutes."""
-
-    report_age_s: float
-    step_s: Mapping[str, float]
-
-    @classmethod
-    def of(cls, settings: Settings) -> Self:
-        """Return the bounds that follow from the settings, each with a margin for the step's own work."""
-        return cls(
-            report_age_s=MISSED_REPORTS * max(settings.ps_interval_s, settings.report_timeout_s),
-            step_s={
-                "evicting": settings.unload_timeout_s + 5.0,
-                "settling": settings.settle_max_s + 5.0,
-                "confirming": CONFIRMING_BOUND_S,
-            },
-        )
+def oldest_report_s(settings: Settings) -> float:
+    """Return the age in seconds from which on the last report is too old for us to be ready."""
+    return MISSED_REPORTS * max(settings.ps_interval_s, settings.report_timeout_s)
 
 
-def unready_reasons(seen: Snapshot, bounds: Bounds) -> list[str]:
+def unready_reasons(seen: Snapshot, oldest_report_s: float) -> list[str]:
     """Say what keeps us from doing our job now; empty when nothing does."""
     reasons = []
     if seen.unreachable_for_s is not None:
         reasons.append(f"upstream does not answer: {seen.unknown}")
     elif seen.report_age_s is None:
         reasons.append("no report of what is resident has come yet")
-    elif seen.report_age_s > bounds.report_age_s:
+    elif seen.report_age_s > oldest_report_s:
         reasons.append(f"what is resident is unknown for {seen.report_age_s:.0f} s: {seen.unknown or 'no report'}")
-    if seen.swap is not None and seen.swap.phase_s > bounds.step_s.get(seen.swap.phase, float("inf")):
-        reasons.append(f"the swap to {seen.swap.target} is {seen.swap.phase} for {seen.swap.phase_s:.0f} s")
+    if seen.swap is not None and seen.swap.overdue_s > OVERDUE_S:
+        late = f"{seen.swap.overdue_s:.0f} s past its bound"
+        reasons.append(f"the swap to {seen.swap.target} is {seen.swap.phase} for {seen.swap.phase_s:.0f} s, {late}")
+    reasons += [f"a swap was given up: {resisting.reason}" for resisting in seen.resisting]
     if seen.stopping:
         reasons.append("stopping")
     return reasons
@@ -63,14 +48,14 @@ def unready_reasons(seen: Snapshot, bounds: Bounds) -> list[str]:
 def operator_app(snapshot: Callable[[], Snapshot], settings: Settings) -> web.Application:
     """Build the application of the second listener. ``snapshot`` draws the picture of this moment."""
     started = time.monotonic()
-    bounds = Bounds.of(settings)
+    oldest_s = oldest_report_s(settings)
     upstream = str(settings.upstream)
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     async def readyz(_: web.Request) -> web.Response:
-        reasons = unready_reasons(snapshot(), bounds)
+        reasons = unready_reasons(snapshot(), oldest_s)
         return web.json_response({"ready": not reasons, "reasons": reasons}, status=503 if reasons else 200)
 
     async def show_snapshot(_: web.Request) -> web.Response:

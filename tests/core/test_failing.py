@@ -145,3 +145,34 @@ def test_cool_downs_end_with_a_restart_of_upstream():
     desk.later(1.1)
     desk.report()
     assert desk.arrive("bad") not in desk.rejected()
+
+
+def test_who_waits_behind_a_model_that_resists_hears_of_it():
+    desk = Desk(Policy(give_up_after_s=20.0, unload_timeout_s=10.0, cool_down_s=600.0))
+    desk.release(desk.serve("a"))
+    desk.arrive("b")
+    desk.later(11.0)
+    asked = desk.arrive("c")
+    desk.later(21.0)
+    message = desk.rejected()[asked].message
+    assert message.startswith("c was waited for 20 s: not tried again yet: b was waited for behind a: its unload")
+
+
+def test_who_waits_for_a_drain_hears_which_requests_were_in_the_way():
+    desk = Desk(Policy(give_up_after_s=20.0, turn_limit_s=1.0))
+    desk.serve("a")
+    asked = desk.arrive("b")
+    desk.later(2.0)
+    desk.report("a")
+    assert desk.phase == "draining"
+    desk.later(20.0)
+    assert desk.rejected()[asked].message == "b was waited for 20 s: running requests for a had not ended"
+
+
+def test_who_waits_for_a_swap_hears_how_far_it_came():
+    desk = Desk(Policy(give_up_after_s=20.0))
+    asked = desk.arrive("b")
+    desk.report()
+    assert desk.phase == "loading"
+    desk.later(21.0)
+    assert desk.rejected()[asked].message == "b was waited for 20 s: the swap to b was loading"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ollama_swap_proxy.core import commands
 from ollama_swap_proxy.core.events import Abandoned, ViewOutdated
 from ollama_swap_proxy.core.policy import Policy
 from ollama_swap_proxy.core.tickets import Variant
@@ -105,3 +106,18 @@ def test_whom_a_model_was_loaded_for_is_served_once_however_short_turns_are():
     assert asked in desk.granted()
     assert other not in desk.granted()
     assert desk.evicted() == []
+
+
+def test_a_grant_says_whether_a_swap_was_made_while_its_ticket_waited():
+    desk = Desk(Policy(parallel=1))
+    desk.report("x")
+    told = {desk.arrive("x"): False}  # x is tried as it is: no swap
+    desk.release(1)
+    first = desk.serve("a")
+    told |= {first: True, desk.arrive("a"): False}
+    desk.release(first)
+    desk.release(3)
+    told[desk.arrive("b", recipe=None)] = True  # its own request loads it, in the swap
+    desk.later(0.06)
+    desk.report()
+    assert {c.ticket_id: c.swapped for c in desk.all if isinstance(c, commands.Grant)} == told

@@ -9,6 +9,7 @@ from ollama_swap_proxy.core import events
 from ollama_swap_proxy.core.policy import Policy
 from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Variant
+from tests.core.desk import Desk
 
 RECIPE = LoadRecipe("/api/generate", b"{}")
 
@@ -57,3 +58,39 @@ def test_it_is_plain_json() -> None:
     picture = json.loads(json.dumps(dataclasses.asdict(scheduler.snapshot(0.3))))
     assert picture["swap"]["target"] == "b:latest"
     assert picture["swap"]["victims"] == ["a:latest"]
+
+
+def test_a_swap_shows_which_running_requests_it_waits_for() -> None:
+    desk = Desk(Policy(turn_limit_s=1.0))
+    lease = desk.serve("a")
+    desk.arrive("b")
+    desk.later(1.2)
+    desk.report("a")
+    swap = desk.scheduler.snapshot(desk.now).swap
+    assert swap is not None
+    assert (swap.phase, swap.waits_for_leases) == ("draining", (lease,))
+
+
+def test_a_load_by_a_request_does_not_wait_for_that_request() -> None:
+    desk = Desk()
+    desk.arrive("a", recipe=None)
+    desk.report()
+    seen = desk.scheduler.snapshot(desk.now)
+    assert seen.swap is not None
+    assert len(seen.leases) == 1
+    assert seen.swap.waits_for_leases == ()
+
+
+def test_a_model_that_resisted_shows_until_its_pause_ends() -> None:
+    desk = Desk(Policy(unload_timeout_s=10.0, cool_down_s=30.0))
+    desk.release(desk.serve("a"))
+    desk.arrive("b")
+    desk.later(11.0)
+    desk.arrive("b")
+    seen = desk.scheduler.snapshot(desk.now)
+    (resisting,) = seen.resisting
+    assert (resisting.key, round(resisting.remaining_s), resisting.failures) == ("a", 30, 1)
+    assert "unload was not confirmed" in resisting.reason
+    assert seen.swap is None
+    assert [line.waiting for line in seen.lines] == [1]
+    assert desk.scheduler.snapshot(desk.now + 31.0).resisting == ()

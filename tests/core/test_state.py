@@ -5,9 +5,10 @@ from __future__ import annotations
 from ollama_swap_proxy.core import commands
 from ollama_swap_proxy.core.forecast import Forecast
 from ollama_swap_proxy.core.policy import Policy
-from ollama_swap_proxy.core.state import Pause, State, doubled
-from ollama_swap_proxy.core.tickets import Report
+from ollama_swap_proxy.core.state import RECIPES_KEPT, Pause, State, Swap, doubled
+from ollama_swap_proxy.core.tickets import Report, Ticket, Variant
 from ollama_swap_proxy.core.turns import Turn
+from tests.core.desk import RECIPE, resident
 
 REJECTION = commands.Rejection("load_failed", 500, "x")
 
@@ -57,3 +58,22 @@ def test_the_earliest_wake_counts():
     for at in (9.0, 3.0, 5.0):
         state.wake(at)
     assert state.wake_at == 3.0
+
+
+def test_a_view_that_a_model_has_expired_in_is_renewed_though_it_is_young():
+    state = a_state()
+    state.residency.take_in(Report(5.0, (resident("a", expires_in_s=0.3),)), 5.1)
+    assert state.has_fresh_view(5.3)
+    assert not state.has_fresh_view(5.5)
+    assert state.out == [commands.Observe()]
+    assert not state.has_fresh_view(5.6)
+    assert state.out == [commands.Observe()], "one that was asked for after the expiry will do"
+
+
+def test_the_recipe_of_the_target_under_way_is_kept_though_nobody_waits():
+    state = a_state()
+    state.swap = Swap(1, Variant("target"), "target", "request", decided_at=0.0)
+    for key in ("target", *(f"m{number}" for number in range(RECIPES_KEPT))):
+        state.remember_recipe(Ticket(1, Variant(key), key, 0.0, RECIPE))
+    assert Variant("target") in state.recipes
+    assert len(state.recipes) <= RECIPES_KEPT

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import steps
+from ollama_swap_proxy.core import commands, steps
 from ollama_swap_proxy.core.policy import CAREFUL_POLL_S, DRAIN_AFTERLIFE_S, POLL_S, Policy
 from ollama_swap_proxy.core.state import Phase
 from tests.core.desk import Desk
@@ -62,3 +62,21 @@ def test_a_swap_that_nobody_asks_for_lives_on_for_the_afterlife_only():
     assert desk.state.swap is swap
     assert not steps.is_asked_for(desk.state, swap, 10.0 + DRAIN_AFTERLIFE_S)
     assert desk.state.swap is None
+
+
+def test_the_end_of_a_swap_is_a_movement():
+    desk = in_settling()
+    steps.forget(desk.state, desk.state.swap, 77.0)
+    assert desk.state.moved_at == 77.0
+
+
+def test_who_looks_again_needs_a_report_from_now_on_at_once_and_counts_anew():
+    desk = in_settling()
+    swap = desk.state.swap
+    swap.poll_at, swap.clear_reports = 99.0, 2
+    steps.look_again(swap, 50.0)
+    assert (swap.report_needed_since, swap.clear_reports) == (50.0, 0)
+    assert not steps.has_report(desk.state, swap, 50.0)
+    assert desk.state.out[-1] == commands.Observe()
+    steps.look_again(swap, 50.0, clear_reports=1)
+    assert swap.clear_reports == 1

@@ -11,12 +11,12 @@ from ollama_swap_proxy.config import Settings
 from ollama_swap_proxy.core.events import Arrived, ResidencyObserved, ResidencyUnknown, Stopping
 from ollama_swap_proxy.core.policy import Policy
 from ollama_swap_proxy.core.scheduler import Scheduler
-from ollama_swap_proxy.core.snapshot import Snapshot, SwapSeen
+from ollama_swap_proxy.core.snapshot import ResistingSeen, Snapshot, SwapSeen
 from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Variant
-from ollama_swap_proxy.operator.api import Bounds, operator_app, unready_reasons
+from ollama_swap_proxy.operator.api import oldest_report_s, operator_app, unready_reasons
 
-BOUNDS = Bounds.of(Settings())
-SWAP = SwapSeen(1, "b:latest", "", "request", "evicting", 1.0, 2.0, ("a:latest",), ())
+OLDEST_S = oldest_report_s(Settings())
+SWAP = SwapSeen(1, "b:latest", "", "request", "evicting", 100.0, 0.0, 200.0, ("a:latest",), ())
 
 
 def seen(**changes: object) -> Snapshot:
@@ -27,7 +27,7 @@ def seen(**changes: object) -> Snapshot:
 
 
 def test_a_healthy_proxy_is_ready():
-    assert unready_reasons(seen(swap=None), BOUNDS) == []
+    assert unready_reasons(seen(swap=None), OLDEST_S) == []
 
 
 @pytest.mark.parametrize(
@@ -36,27 +36,34 @@ def test_a_healthy_proxy_is_ready():
         ({"unreachable_for_s": 1.0, "unknown": "nothing listens there"}, "nothing listens there"),
         ({"report_age_s": None}, "no report"),
         ({"report_age_s": 16.0, "unknown": "late"}, "late"),
-        ({"swap": dataclasses.replace(SWAP, phase_s=66.0)}, "evicting for 66 s"),
-        ({"swap": dataclasses.replace(SWAP, phase="settling", phase_s=12.0)}, "settling"),
-        ({"swap": dataclasses.replace(SWAP, phase="confirming", phase_s=31.0)}, "confirming"),
+        ({"swap": dataclasses.replace(SWAP, overdue_s=6.0)}, "evicting for 100 s, 6 s past its bound"),
+        ({"resisting": (ResistingSeen("k", 9.0, 1, "a did not go"),)}, "a did not go"),
         ({"stopping": True}, "stopping"),
     ],
 )
 def test_what_keeps_us_from_our_job_is_named(changes: dict[str, object], word: str):
-    reasons = unready_reasons(seen(**{"swap": None, **changes}), BOUNDS)
+    reasons = unready_reasons(seen(**{"swap": None, **changes}), OLDEST_S)
     assert any(word in reason for reason in reasons)
 
 
-def test_drains_and_loads_may_take_minutes():
-    for phase in ("draining", "loading"):
-        assert unready_reasons(seen(swap=dataclasses.replace(SWAP, phase=phase, phase_s=500.0)), BOUNDS) == []
+def test_a_step_may_take_as_long_as_its_bound_and_a_moment_more():
+    for overdue_s in (0.0, 1.0):
+        swap = dataclasses.replace(SWAP, phase_s=5000.0, overdue_s=overdue_s)
+        assert unready_reasons(seen(swap=swap), OLDEST_S) == []
 
 
-def test_the_bounds_follow_the_settings():
-    patient = Bounds.of(Settings(unload_timeout_s=300, ps_interval_s=60))
-    slow = seen(swap=dataclasses.replace(SWAP, phase_s=200.0), report_age_s=100.0)
-    assert unready_reasons(slow, patient) == []
-    assert len(unready_reasons(slow, BOUNDS)) == 2
+def test_the_eviction_of_a_model_that_others_loaded_may_take_as_long_as_a_drain():
+    scheduler = Scheduler(Policy(unload_timeout_s=60.0, stuck_after_s=600.0))
+    scheduler.handle(ResidencyObserved(Report(0.0, (Resident("k", "a:latest", "d", 100, 60),))), 0.1)
+    scheduler.handle(Arrived(Ticket(7, Variant("other"), "b:latest", 0.2, LoadRecipe("/api/generate", b"{}"))), 0.2)
+    assert unready_reasons(dataclasses.replace(scheduler.snapshot(500.0), report_age_s=0.0), OLDEST_S) == []
+    assert unready_reasons(dataclasses.replace(scheduler.snapshot(620.0), report_age_s=0.0), OLDEST_S)
+
+
+def test_the_oldest_report_follows_the_settings():
+    slow = seen(swap=None, report_age_s=100.0)
+    assert unready_reasons(slow, oldest_report_s(Settings(ps_interval_s=60))) == []
+    assert len(unready_reasons(slow, OLDEST_S)) == 1
 
 
 async def test_the_routes_answer_from_the_snapshot_of_the_moment():

@@ -1,0 +1,57 @@
+"""How long each step of a swap may take: the moment from which on it counts as stuck.
+
+Owns the bounds, for the phases that act on them and for whoever looks on. Must not act: a phase gives its step up.
+"""
+
+from __future__ import annotations
+
+from ollama_swap_proxy.core.policy import RETRY_AFTER_S
+from ollama_swap_proxy.core.state import Phase, State, Swap
+
+
+def step_ends_at(state: State, swap: Swap) -> float:
+    """Return the moment at which the step under way is past its bound, in seconds of the scheduler's clock."""
+    match swap.phase:
+        case Phase.DRAINING:
+            return drain_ends_at(state, swap)
+        case Phase.EVICTING if swap.victim is not None:
+            return unload_ends_at(state, swap, swap.victim)
+        case Phase.SETTLING:
+            return max(settled_at(state, swap), swap.phase_since)
+        case Phase.LOADING:
+            return load_ends_at(state, swap)
+        case _:
+            return report_ends_at(state, swap)
+
+
+def drain_ends_at(state: State, swap: Swap) -> float:
+    """Return when a drain is stuck: ``stuck_after_s`` after its last byte."""
+    moved_at = max((lease.moved_at for lease in state.leases_in_the_way(swap.target)), default=swap.phase_since)
+    return max(swap.phase_since, moved_at) + state.policy.stuck_after_s
+
+
+def unload_ends_at(state: State, swap: Swap, victim: str) -> float:
+    """Return when an unload counts as not confirmed.
+
+    A model loaded by others may be busy with requests that we cannot see: then it gets as long as a drain. Where the
+    unload did not reach it (its name is gone), nothing is gained by that.
+    """
+    patience_s = state.policy.unload_timeout_s
+    if victim not in state.residency.options and not swap.refused:
+        patience_s = max(patience_s, state.policy.stuck_after_s)
+    return swap.first_asked_at + patience_s
+
+
+def settled_at(state: State, swap: Swap) -> float:
+    """Return when the memory of what was unloaded should be back."""
+    return max(state.residency.vram_freed_at + state.forecast.settle_before_s(swap.target), swap.not_before)
+
+
+def load_ends_at(state: State, swap: Swap) -> float:
+    """Return when a load is overdue. The control client bounds the call itself; this is the net below it."""
+    return swap.load_sent_at + state.policy.load_timeout_s + RETRY_AFTER_S
+
+
+def report_ends_at(state: State, swap: Swap) -> float:
+    """Return when a step has waited for a report in vain for ``stuck_after_s``."""
+    return max(swap.phase_since, swap.report_needed_since) + state.policy.stuck_after_s

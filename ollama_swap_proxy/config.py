@@ -100,8 +100,8 @@ class Settings(BaseModel):
     tried without moving Ollama."""
 
     upstream: Upstream = URL("http://127.0.0.1:11434")
-    """Your Ollama: http://HOST:PORT, https://HOST:PORT, HOST:PORT or HOST (then port 11434). No path. Must not be
-    one of our own listeners."""
+    """Your Ollama: http://HOST:PORT, https://HOST:PORT, HOST:PORT or HOST (then port 11434; with http:// and no port
+    80, with https:// 443, as Ollama's own clients read it). No path. Must not be one of our own listeners."""
 
     admin: Listen = Address("127.0.0.1", 11445)
     """HOST:PORT of the operator's listener (/healthz, /readyz, /v1/snapshot). Keep it on loopback: it asks for no
@@ -260,9 +260,11 @@ def _read_file(path: Path, messages: list[str]) -> dict[str, Any]:
         messages.append(f"{path}: is not valid TOML: {error}")
         return {}
     unknown = sorted(values.keys() - Settings.model_fields.keys())
-    messages += [
-        f"{key} (file {path}): there is no such setting; nearest valid name: {_nearest(key)}" for key in unknown
-    ]
+    for key in unknown:
+        if isinstance(values[key], dict):
+            messages.append(f"[{key}] (file {path}): there are no tables; write the settings without one")
+        else:
+            messages.append(f"{key} (file {path}): there is no such setting; nearest valid name: {_nearest(key)}")
     return {key: value for key, value in values.items() if key in Settings.model_fields}
 
 

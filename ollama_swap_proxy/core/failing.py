@@ -79,7 +79,7 @@ def start_cool_down(state: State, variant: Variant, name: str, rejection: comman
     """Reject all who wait for a variant that did not load, and for a while all who ask for it."""
     pause_s, failures = doubled(state.cool_downs.get(variant), state.policy.cool_down_s, state.policy.cool_down_max_s)
     with_hint = _with_retry_after(rejection, pause_s)
-    state.cool_downs[variant] = Pause(now + pause_s, failures, rejection)
+    state.remember_cool_down(variant, Pause(now + pause_s, failures, rejection), now)
     told = state.reject_all(variant, with_hint)
     state.say("load_failed", warning=True, model=name, status=rejection.status, reason=rejection.message, told=told)
     state.say("cool_down_started", model=name, options=variant.options, pause_s=pause_s, failures=failures)

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeVar
 
-from ollama_swap_proxy.core.policy import SETTLE_FIRST_S
+from ollama_swap_proxy.core.policy import SETTLE_FIRST_S, VARIANTS_KEPT
 from ollama_swap_proxy.core.tickets import Resident, Variant
 
 _WEIGHT_OF_NEWEST = 0.4
 _FIRST_GUESS_S = 5.0
+
+T = TypeVar("T")
 
 
 class Spill(Enum):
@@ -36,16 +39,16 @@ class Forecast:
     ``fitted`` lay wholly in GPU memory once. ``suspects`` spilled at first sight though they may fit: no larger than
     what was seen resident, or what spilled is no more than what had just been freed (else the largest of several
     models would spill at each swap, and never be found out). Their next load comes after the longest wait, and decides.
-    ``accepted`` spill whatever we do.
+    ``accepted`` spill whatever we do. Of each kind the newest `VARIANTS_KEPT` are kept, in order of their last lesson.
     """
 
     settle_max_s: float
     settle_s: float = 0.0
     swap_s: dict[Variant, float] = field(default_factory=dict)
-    fitted: set[Variant] = field(default_factory=set)
+    fitted: dict[Variant, None] = field(default_factory=dict)
     suspects: dict[Variant, float] = field(default_factory=dict)
     """With the settle wait that was in force when they spilled."""
-    accepted: set[Variant] = field(default_factory=set)
+    accepted: dict[Variant, None] = field(default_factory=dict)
     settle_before_spills_s: dict[Variant, float] = field(default_factory=dict)
 
     def swap_cost_s(self, target: Variant) -> float:
@@ -58,7 +61,8 @@ class Forecast:
     def note_swap(self, target: Variant, took_s: float) -> None:
         """Learn from a swap: ``took_s`` is from the end of the drain to the confirmed load."""
         before = self.swap_s.get(target)
-        self.swap_s[target] = took_s if before is None else before + _WEIGHT_OF_NEWEST * (took_s - before)
+        after = took_s if before is None else before + _WEIGHT_OF_NEWEST * (took_s - before)
+        _keep(self.swap_s, target, after)
 
     def settle_before_s(self, target: Variant) -> float:
         """Return the wait between the last unload and the load of this target, in seconds."""
@@ -78,7 +82,8 @@ class Forecast:
             return Spill.NONE
         longest_waited = waited_s >= self.settle_max_s
         if target in self.fitted:
-            before_s = self.settle_before_spills_s.setdefault(target, self.settle_s)
+            before_s = self.settle_before_spills_s.get(target, self.settle_s)
+            _keep(self.settle_before_spills_s, target, before_s)
             if not longest_waited:
                 self._grow()
                 return Spill.RELOAD
@@ -89,7 +94,7 @@ class Forecast:
         if target in self.accepted or longest_waited or not may_fit:
             self._accept(target)
             return Spill.ACCEPTED
-        self.suspects[target] = self.settle_s
+        _keep(self.suspects, target, self.settle_s)
         return Spill.RELOAD
 
     def forget_settle(self) -> None:
@@ -102,16 +107,24 @@ class Forecast:
     def _note_fit(self, target: Variant) -> None:
         if target in self.suspects and self.settle_s <= self.suspects[target]:
             self._grow()  # only the wait was different: it was lag (and no other spill has taught that meanwhile)
-        self.fitted.add(target)
+        _keep(self.fitted, target, None)
         self.suspects.pop(target, None)
-        self.accepted.discard(target)
+        self.accepted.pop(target, None)
         self.settle_before_spills_s.pop(target, None)
 
     def _accept(self, target: Variant) -> None:
-        self.accepted.add(target)
-        self.fitted.discard(target)
+        _keep(self.accepted, target, None)
+        self.fitted.pop(target, None)
         self.suspects.pop(target, None)
         self.settle_before_spills_s.pop(target, None)
 
     def _grow(self) -> None:
         self.settle_s = min(self.settle_max_s, max(2 * self.settle_s, SETTLE_FIRST_S))
+
+
+def _keep(known: dict[Variant, T], variant: Variant, learned: T) -> None:
+    """Remember this of the variant, and forget what was learned longest ago where that becomes too much."""
+    known.pop(variant, None)
+    known[variant] = learned
+    if len(known) > VARIANTS_KEPT:
+        del known[next(iter(known))]

@@ -44,6 +44,9 @@ models, comes back sooner, and must not find its model gone."""
 SETTLE_FIRST_S = 0.5
 """The first wait that a spill teaches; each further one doubles it. Drivers typically need 0.5 to 1.5 s."""
 
+VARIANTS_KEPT = 1024
+"""A client may ask for any number of variants (num_ctx is a number) and leave: what is kept of them is bounded."""
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:

@@ -173,7 +173,7 @@ class Scheduler:
             if state.swap is None or resident.key not in state.swap.evicted:
                 state.say("resident_gone", model=resident.name, how="by itself")
             state.resisting.pop(resident.key, None)
-        state.spills_to_undo = {v for v in state.spills_to_undo if v.key in state.residency.residents}
+        state.spills_to_undo = {v for v in state.spills_to_undo if state.residency.holds(v)}
 
     def _unknown(self, asked_at: float, reason: str, now: float, *, unreachable: bool) -> None:
         state = self._state

@@ -11,15 +11,12 @@ from enum import Enum
 from ollama_swap_proxy.core import commands
 from ollama_swap_proxy.core.forecast import Forecast
 from ollama_swap_proxy.core.line import Line
-from ollama_swap_proxy.core.policy import Policy
+from ollama_swap_proxy.core.policy import VARIANTS_KEPT, Policy
 from ollama_swap_proxy.core.residency import Residency
 from ollama_swap_proxy.core.tickets import Lease, LoadRecipe, Ticket, Variant
 from ollama_swap_proxy.core.turns import Turn
 
 NEVER = float("-inf")
-
-RECIPES_KEPT = 1024
-"""A client may ask for any number of variants (num_ctx is a number) and leave: what is kept of them is bounded."""
 
 
 class Phase(Enum):
@@ -155,7 +152,7 @@ class State:
         """Keep how to load a variant for when its askers have left; of variants nobody uses only so many."""
         if ticket.recipe is None:
             return
-        if len(self.recipes) >= RECIPES_KEPT and ticket.variant not in self.recipes:
+        if len(self.recipes) >= VARIANTS_KEPT and ticket.variant not in self.recipes:
             target = self.swap.target if self.swap is not None else None
             self.recipes = {
                 variant: recipe
@@ -163,6 +160,14 @@ class State:
                 if variant == target or self.line.head(variant) is not None or self.residency.holds(variant)
             }
         self.recipes[ticket.variant] = (ticket.name, ticket.recipe)
+
+    def remember_cool_down(self, variant: Variant, pause: Pause, now: float) -> None:
+        """Leave a variant alone; where that becomes too much, forget pauses that are over, else the first to end."""
+        self.cool_downs[variant] = pause
+        if len(self.cool_downs) > VARIANTS_KEPT:
+            self.cool_downs = {v: kept for v, kept in self.cool_downs.items() if kept.until > now}
+        if len(self.cool_downs) > VARIANTS_KEPT:
+            del self.cool_downs[min(self.cool_downs, key=lambda v: self.cool_downs[v].until)]
 
     def leases_in_the_way(self, target: Variant) -> list[Lease]:
         """Return the running requests that must end before anything is evicted or loaded for this target."""

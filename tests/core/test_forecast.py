@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ollama_swap_proxy.core.forecast import Forecast, Spill
+from ollama_swap_proxy.core.policy import VARIANTS_KEPT
 from ollama_swap_proxy.core.tickets import Resident, Variant
 
 A, B = Variant("a"), Variant("b")
@@ -83,3 +84,17 @@ def test_one_lag_is_learned_once_however_many_models_it_made_spill() -> None:
     for target in (A, B):
         forecast.note_load(whole, target, 6.0, largest_vram_bytes=SIZE, freed_bytes=0)
     assert forecast.settle_s == 0.5
+
+
+def test_of_any_number_of_variants_the_newest_lessons_are_kept() -> None:
+    forecast = Forecast(6.0)
+    for vram, waited_s in ((SIZE, 0.0), (600, 0.0), (600, 6.0)):  # fits, spills, spills after the longest wait
+        for number in range(10_000):
+            variant = Variant("m", f"num_ctx={number}")
+            forecast.note_swap(variant, 2.0)
+            forecast.note_swap(A, 7.0)
+            loaded = Resident("m", "m:latest", "d", SIZE, vram)
+            forecast.note_load(loaded, variant, waited_s, largest_vram_bytes=SIZE, freed_bytes=0)
+    learned = (forecast.swap_s, forecast.fitted, forecast.suspects, forecast.accepted, forecast.settle_before_spills_s)
+    assert max(map(len, learned)) == VARIANTS_KEPT
+    assert forecast.swap_cost_s(A) == 7.0, "what is used goes on being known"

@@ -6,6 +6,7 @@ import pytest
 
 from ollama_swap_proxy.core.events import EvictionAnswered, LoadFailure, UpstreamIdentified
 from ollama_swap_proxy.core.policy import Policy
+from ollama_swap_proxy.core.tickets import Variant
 from tests.core.desk import Desk, resident
 from tests.core.world import World
 
@@ -175,3 +176,19 @@ def test_a_model_that_others_load_while_a_load_is_put_off_is_evicted_first():
     desk.report("foreign")
     assert desk.evicted() == ["foreign"]
     assert desk.loads() == ["b"]
+
+
+def test_only_a_spill_that_is_still_resident_is_remembered():
+    desk = Desk()
+    for number in range(5):
+        asked = desk.arrive("b", f"num_ctx={number}")
+        desk.later(0.06)
+        desk.report()
+        desk.loaded("b", options=f"num_ctx={number}")
+        desk.report(resident("b", vram=500))
+        desk.release(asked)
+    assert len(desk.said("spill_found")) == 5
+    assert desk.state.spills_to_undo == {Variant("b", "num_ctx=4")}
+    desk.state.spills_to_undo |= {Variant("b", f"num_ctx={number}") for number in range(10_000)}
+    desk.report(resident("b", vram=500))
+    assert desk.state.spills_to_undo == {Variant("b", "num_ctx=4")}

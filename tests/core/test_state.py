@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ollama_swap_proxy.core import commands
 from ollama_swap_proxy.core.forecast import Forecast
-from ollama_swap_proxy.core.policy import Policy
-from ollama_swap_proxy.core.state import RECIPES_KEPT, Pause, State, Swap, doubled
+from ollama_swap_proxy.core.policy import VARIANTS_KEPT, Policy
+from ollama_swap_proxy.core.state import Pause, State, Swap, doubled
 from ollama_swap_proxy.core.tickets import Report, Ticket, Variant
 from ollama_swap_proxy.core.turns import Turn
 from tests.core.desk import RECIPE, resident
@@ -73,7 +73,21 @@ def test_a_view_that_a_model_has_expired_in_is_renewed_though_it_is_young():
 def test_the_recipe_of_the_target_under_way_is_kept_though_nobody_waits():
     state = a_state()
     state.swap = Swap(1, Variant("target"), "target", "request", decided_at=0.0)
-    for key in ("target", *(f"m{number}" for number in range(RECIPES_KEPT))):
+    for key in ("target", *(f"m{number}" for number in range(VARIANTS_KEPT))):
         state.remember_recipe(Ticket(1, Variant(key), key, 0.0, RECIPE))
     assert Variant("target") in state.recipes
-    assert len(state.recipes) <= RECIPES_KEPT
+    assert len(state.recipes) <= VARIANTS_KEPT
+
+
+def test_of_any_number_of_cool_downs_those_that_last_longest_are_kept():
+    state = a_state()
+    for number in range(10_000):
+        now = number * 0.01  # 1,000 last at a time, and all of the last 9 s
+        state.remember_cool_down(Variant("m", f"num_ctx={number}"), Pause(now + 10.0, 1, REJECTION), now)
+        assert len(state.cool_downs) <= VARIANTS_KEPT
+    assert len(state.cool_downs) >= 1000
+    for number in range(2000):
+        state.remember_cool_down(Variant("n", str(number)), Pause(1000.0 + number, 1, REJECTION), 100.0)
+    assert len(state.cool_downs) == VARIANTS_KEPT
+    assert Variant("n", "1999") in state.cool_downs
+    assert Variant("n", "0") not in state.cool_downs

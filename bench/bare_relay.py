@@ -13,7 +13,7 @@ from ollama_swap_proxy.upstream.relay import Exchange, Relay
 
 
 async def serve(port: int, upstream: str) -> None:
-    relay = Relay(URL(upstream))
+    relay = Relay(URL(upstream), connect_timeout_s=5)
 
     async def handle(request: web.BaseRequest) -> Answer:
         return await relay.forward(request, None, record=Exchange())

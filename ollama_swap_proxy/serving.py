@@ -85,7 +85,7 @@ class Service:
     async def _start(self) -> None:
         settings, loop = self.settings, asyncio.get_running_loop()
         session = await self._exit.enter_async_context(control_session())
-        control = Control(settings.upstream, session)
+        control = Control(settings.upstream, session, connect_timeout_s=settings.connect_timeout_s)
         catalog = Catalog(control, clock=loop.time)
         view = ResidencyView(control, catalog, settings.report_timeout_s, clock=loop.time)
         gate = self._gate = Gate(Scheduler(settings.policy(), loop.time()), control, catalog, view)

@@ -23,8 +23,6 @@ from ollama_swap_proxy.core.tickets import LoadRecipe
 from ollama_swap_proxy.upstream import answers
 from ollama_swap_proxy.upstream.answers import PsEntry, ShowAnswer, TagEntry
 
-PS_TIMEOUT_S = 2.0
-"""A report is late after this: behind an MLX load or a hung runner /api/ps blocks for up to minutes."""
 TAGS_TIMEOUT_S = 5.0
 """Right after its start Ollama first reads all manifests before it answers (server/model_list_cache.go)."""
 SHOW_TIMEOUT_S = 10.0
@@ -32,7 +30,6 @@ SHOW_TIMEOUT_S = 10.0
 VERSION_TIMEOUT_S = 2.0
 UNLOAD_TIMEOUT_S = 10.0
 """The answer normally takes milliseconds (once 297 ms were seen); for MLX it waits until a load under way has ended."""
-_CONNECT_TIMEOUT_S = 5.0
 
 T = TypeVar("T")
 Kind = Literal["unreachable", "timeout", "broken", "status", "malformed", "cloud"]
@@ -88,18 +85,25 @@ def control_session() -> aiohttp.ClientSession:
 class Control:
     """Ollama's control API. Every method raises `ControlError`, unless it says otherwise.
 
-    ``wall_clock`` is the time of day in seconds, against which ``expires_at`` is read.
+    ``connect_timeout_s`` is how long a connection may take: an Ollama that is there accepts at once, however busy it
+    is. ``wall_clock`` is the time of day in seconds, against which ``expires_at`` is read.
     """
 
     def __init__(
-        self, upstream: URL, session: aiohttp.ClientSession, wall_clock: Callable[[], float] = time.time
+        self,
+        upstream: URL,
+        session: aiohttp.ClientSession,
+        *,
+        connect_timeout_s: float,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self._upstream = upstream
+        self._connect_timeout_s = connect_timeout_s
         self._session = session
         self._wall_clock = wall_clock
 
-    async def ps(self, timeout_s: float = PS_TIMEOUT_S) -> list[PsEntry]:
-        """GET /api/ps: what is resident."""
+    async def ps(self, timeout_s: float) -> list[PsEntry]:
+        """GET /api/ps: what is resident. Behind an MLX load or a hung runner it blocks for up to minutes."""
         body = await self._answer("GET", "/api/ps", timeout_s)
         return _read(lambda text: answers.ps_entries(text, self._wall_clock()), body)
 
@@ -169,7 +173,7 @@ class Control:
         """Return status and body. ``timeout_s`` bounds the whole call; when it is over the connection is closed."""
         where = f"{method} {path}"
         headers = {} if payload is None else {"Content-Type": "application/json"}
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=min(_CONNECT_TIMEOUT_S, 0.75 * timeout_s))
+        limits = aiohttp.ClientTimeout(total=None, sock_connect=min(self._connect_timeout_s, 0.75 * timeout_s))
         try:
             async with (
                 asyncio.timeout(timeout_s),

@@ -19,16 +19,11 @@ IDLE_LIMIT_S: Final = 60.0
 """An idle connection older than this is not used again: something between us and a remote upstream may have forgotten
 it. Ollama itself never closes an idle connection (Go's http.Server without IdleTimeout and ReadTimeout)."""
 
-CONNECT_TIMEOUT_S: Final = 5.0
-"""An Ollama that is there accepts at once, however busy it is: the kernel does it."""
-
 
 class UpstreamPool:
     """Connections to one upstream. Their number has no limit: Ollama has its own and tells clients of it."""
 
-    def __init__(
-        self, url: URL, *, connect_timeout_s: float = CONNECT_TIMEOUT_S, idle_limit_s: float = IDLE_LIMIT_S
-    ) -> None:
+    def __init__(self, url: URL, *, connect_timeout_s: float, idle_limit_s: float = IDLE_LIMIT_S) -> None:
         if url.host is None or url.port is None:
             raise ValueError(f"not the URL of a server: {url}")
         self._host, self._port = url.host, url.port

@@ -23,7 +23,7 @@ from ollama_swap_proxy.client_connection import client_of
 from ollama_swap_proxy.errors import ProxyError
 from ollama_swap_proxy.upstream.connection import UpstreamConnection, UpstreamFailed
 from ollama_swap_proxy.upstream.heads import CLOSING, NOT_BUFFERED, request_head, start_line, with_lines
-from ollama_swap_proxy.upstream.pool import CONNECT_TIMEOUT_S, UpstreamPool
+from ollama_swap_proxy.upstream.pool import UpstreamPool
 
 READ_BYTES: Final = 2**18
 """How much of a body kept by us is read and sent at a time."""
@@ -67,7 +67,7 @@ class Exchange:
 class Relay:
     """Forwards requests to one upstream. Build it inside the running loop; ``close`` it at the end."""
 
-    def __init__(self, upstream: URL, *, connect_timeout_s: float = CONNECT_TIMEOUT_S) -> None:
+    def __init__(self, upstream: URL, *, connect_timeout_s: float) -> None:
         self._url = upstream
         self._authority = upstream.raw_authority.encode("ascii")
         self._loop = asyncio.get_running_loop()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from ollama_swap_proxy.core.events import ResidencyObserved, ResidencyUnknown
 from ollama_swap_proxy.core.tickets import Report
 from ollama_swap_proxy.upstream.catalog import Catalog
-from ollama_swap_proxy.upstream.control import PS_TIMEOUT_S, Control, ControlError
+from ollama_swap_proxy.upstream.control import Control, ControlError
 from ollama_swap_proxy.upstream.flight import Flight
 
 Observation = ResidencyObserved | ResidencyUnknown
@@ -25,7 +25,7 @@ class ResidencyView:
         self,
         control: Control,
         catalog: Catalog,
-        report_timeout_s: float = PS_TIMEOUT_S,
+        report_timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._control = control

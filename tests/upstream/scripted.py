@@ -173,7 +173,7 @@ async def relaying(script: Script, handler: Handler = passthrough) -> AsyncItera
     """Run the scripted upstream and the relay before it; show a script's failure at the end."""
     upstream = ScriptedUpstream(script)
     await upstream.start()
-    relay = Relay(URL(f"http://127.0.0.1:{upstream.port}"))
+    relay = Relay(URL(f"http://127.0.0.1:{upstream.port}"), connect_timeout_s=5)
 
     async def handle(request: web.BaseRequest) -> Answer:
         record = Exchange()

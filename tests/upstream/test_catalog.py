@@ -53,7 +53,7 @@ def modelfile(digit):
 @pytest.fixture
 async def catalog(mocked):
     async with control_session() as session:
-        yield Catalog(Control(SCRIPTED, session))
+        yield Catalog(Control(SCRIPTED, session, connect_timeout_s=5))
 
 
 async def test_all_who_look_for_a_name_at_once_share_one_look(catalog, mocked):
@@ -140,6 +140,6 @@ async def test_an_existing_name_that_cannot_be_read_is_an_error_not_none(catalog
 
 async def test_a_catalog_of_a_dead_upstream_raises(unused_tcp_port):
     async with aiohttp.ClientSession() as session:
-        catalog = Catalog(Control(URL(f"http://127.0.0.1:{unused_tcp_port}"), session))
+        catalog = Catalog(Control(URL(f"http://127.0.0.1:{unused_tcp_port}"), session, connect_timeout_s=5))
         with pytest.raises(ControlError):
             await catalog.find("a:latest", max_age_s=60)

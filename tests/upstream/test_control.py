@@ -31,7 +31,7 @@ RECIPE = LoadRecipe("/api/generate", b'{"model":"alpha","options":{"num_ctx":819
 @pytest.fixture
 async def control():
     async with control_session() as session:
-        yield Control(UPSTREAM, session, wall_clock=lambda: NOON)
+        yield Control(UPSTREAM, session, connect_timeout_s=5, wall_clock=lambda: NOON)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def sent_body(mocked, path):
 
 async def test_ps_reads_an_entry_with_nanoseconds_a_zone_and_null_families(control, mocked):
     mocked.get(UPSTREAM / "api/ps", payload={"models": [ALPHA]})
-    (entry,) = await control.ps()
+    (entry,) = await control.ps(timeout_s=2)
     assert entry.name == "alpha:latest"
     assert entry.digest == ALPHA["digest"]
     assert (entry.size_bytes, entry.size_vram_bytes) == (4718592000, 4718592000)
@@ -77,7 +77,7 @@ async def test_ps_reads_an_entry_with_nanoseconds_a_zone_and_null_families(contr
 async def test_ps_reads_a_size_of_zero_and_an_expiry_of_forever(control, mocked):
     forever = ALPHA | {"size": 0, "size_vram": 0, "expires_at": "2319-03-05T20:24:21.460232668Z"}
     mocked.get(UPSTREAM / "api/ps", payload={"models": [forever]})
-    (entry,) = await control.ps()
+    (entry,) = await control.ps(timeout_s=2)
     assert entry.size_bytes == 0
     assert entry.expires_in_s > 290 * 365 * 86400
 
@@ -85,7 +85,7 @@ async def test_ps_reads_a_size_of_zero_and_an_expiry_of_forever(control, mocked)
 @pytest.mark.parametrize("expires_at", ["0001-01-01T00:00:00Z", "soon", "", "99999-01-01T00:00:00Z"])
 async def test_an_unreadable_expiry_costs_no_report(control, mocked, expires_at):
     mocked.get(UPSTREAM / "api/ps", payload={"models": [ALPHA | {"expires_at": expires_at}]})
-    (entry,) = await control.ps()
+    (entry,) = await control.ps(timeout_s=2)
     assert entry.expires_in_s is None or entry.expires_in_s < 0
 
 
@@ -110,14 +110,14 @@ async def test_an_unreadable_expiry_costs_no_report(control, mocked, expires_at)
 async def test_a_malformed_ps_is_an_error_and_never_empty(control, mocked, body):
     mocked.get(UPSTREAM / "api/ps", body=body)
     with pytest.raises(ControlError) as caught:
-        await control.ps()
+        await control.ps(timeout_s=2)
     assert caught.value.kind == "malformed"
 
 
 async def test_an_error_status_carries_ollamas_own_words(control, mocked):
     mocked.get(UPSTREAM / "api/ps", status=500, payload={"error": "nil model"})
     with pytest.raises(ControlError) as caught:
-        await control.ps()
+        await control.ps(timeout_s=2)
     assert (caught.value.kind, caught.value.status, caught.value.text) == ("status", 500, "nil model")
 
 
@@ -125,7 +125,7 @@ async def test_a_redirect_is_not_followed(control, mocked):
     mocked.get(UPSTREAM / "api/ps", status=307, headers={"Location": "/elsewhere"})
     mocked.get(UPSTREAM / "elsewhere", payload={"models": []})
     with pytest.raises(ControlError) as caught:
-        await control.ps()
+        await control.ps(timeout_s=2)
     assert caught.value.status == 307
 
 
@@ -139,7 +139,7 @@ async def test_a_blocked_ps_times_out_and_closes_its_connection(server):
 
     async with control_session() as session:
         with pytest.raises(ControlError) as caught:
-            await Control(await server(never_answer), session).ps(timeout_s=0.05)
+            await Control(await server(never_answer), session, connect_timeout_s=5).ps(timeout_s=0.05)
         assert caught.value.kind == "timeout"
         await asyncio.wait_for(closed.wait(), 2)
 
@@ -147,7 +147,7 @@ async def test_a_blocked_ps_times_out_and_closes_its_connection(server):
 async def test_an_upstream_that_is_not_there_is_unreachable(unused_tcp_port):
     async with control_session() as session:
         with pytest.raises(ControlError) as caught:
-            await Control(URL(f"http://127.0.0.1:{unused_tcp_port}"), session).ps()
+            await Control(URL(f"http://127.0.0.1:{unused_tcp_port}"), session, connect_timeout_s=5).ps(timeout_s=2)
     assert caught.value.kind == "unreachable"
     assert "refused" not in str(caught.value)
 
@@ -160,14 +160,14 @@ async def test_a_connection_that_ends_in_mid_answer_is_broken_not_unreachable(se
 
     async with control_session() as session:
         with pytest.raises(ControlError) as caught:
-            await Control(await server(half_an_answer), session).ps()
+            await Control(await server(half_an_answer), session, connect_timeout_s=5).ps(timeout_s=2)
     assert caught.value.kind == "broken"
 
 
 async def test_a_base_path_of_the_upstream_is_kept(mocked):
     mocked.get("http://ollama.test/behind/api/ps", payload={"models": []})
     async with control_session() as session:
-        assert await Control(URL("http://ollama.test/behind"), session).ps() == []
+        assert await Control(URL("http://ollama.test/behind"), session, connect_timeout_s=5).ps(timeout_s=2) == []
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ async def test_a_load_whose_connection_breaks_or_cannot_be_made_is_transient(ser
 
     async with control_session() as session:
         for upstream in (await server(hang_up), URL(f"http://127.0.0.1:{unused_tcp_port}")):
-            failure = await Control(upstream, session).load(RECIPE, timeout_s=5)
+            failure = await Control(upstream, session, connect_timeout_s=5).load(RECIPE, timeout_s=5)
             assert (failure.status, failure.transient) == (502, True)
 
 
@@ -289,6 +289,6 @@ async def test_a_load_that_takes_too_long_is_named_so(server):
         await reader.read(-1)
 
     async with control_session() as session:
-        failure = await Control(await server(never_answer), session).load(RECIPE, timeout_s=0.05)
+        failure = await Control(await server(never_answer), session, connect_timeout_s=5).load(RECIPE, timeout_s=0.05)
     assert (failure.status, failure.transient) == (504, False)
     assert "0.05 s" in failure.text

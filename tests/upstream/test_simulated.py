@@ -30,7 +30,7 @@ class Bench:
         self.simulator = simulator
         self.faults = simulator.faults
         self.session = session
-        self.control = Control(URL(simulator.url), session)
+        self.control = Control(URL(simulator.url), session, connect_timeout_s=5)
         self.catalog = Catalog(self.control)
         self.view = ResidencyView(self.control, self.catalog, report_timeout_s=0.5)
 

@@ -21,7 +21,7 @@ UPSTREAM = URL("http://ollama.test:11434")
 async def view():
     """A view over an upstream that a test scripts; its clock moves by one at each look."""
     async with control_session() as session:
-        control = Control(UPSTREAM, session)
+        control = Control(UPSTREAM, session, connect_timeout_s=5)
         ticks = itertools.count(1)
         view = ResidencyView(control, Catalog(control), report_timeout_s=0.05, clock=lambda: float(next(ticks)))
         yield view
@@ -98,8 +98,8 @@ async def test_a_report_that_cannot_be_read_is_unknown_not_empty(view, mocked, a
 
 async def test_an_upstream_that_is_not_there_is_unreachable(unused_tcp_port):
     async with control_session() as session:
-        control = Control(URL(f"http://127.0.0.1:{unused_tcp_port}"), session)
-        outcome = await ResidencyView(control, Catalog(control)).observe()
+        control = Control(URL(f"http://127.0.0.1:{unused_tcp_port}"), session, connect_timeout_s=5)
+        outcome = await ResidencyView(control, Catalog(control), report_timeout_s=2).observe()
     assert isinstance(outcome, ResidencyUnknown)
     assert outcome.unreachable
 
@@ -129,7 +129,7 @@ async def test_an_upstream_that_takes_connections_and_closes_them_is_unreachable
 
     server = await asyncio.start_server(close, "127.0.0.1", unused_tcp_port)
     async with server, control_session() as session:
-        control = Control(URL(f"http://127.0.0.1:{unused_tcp_port}"), session)
-        outcome = await ResidencyView(control, Catalog(control)).observe()
+        control = Control(URL(f"http://127.0.0.1:{unused_tcp_port}"), session, connect_timeout_s=5)
+        outcome = await ResidencyView(control, Catalog(control), report_timeout_s=2).observe()
     assert isinstance(outcome, ResidencyUnknown)
     assert outcome.unreachable

@@ -208,7 +208,7 @@ class App:
         )
 
     def _plan(self, endpoint: Endpoint, intent: Intent, entry: Entry) -> Plan:
-        if intent.options or not intent.certain:
+        if intent.options:
             return _make_plan(endpoint, intent, entry)
         key = (endpoint, entry.spelled, entry.digest)
         plan = self._plans.get(key)
@@ -289,9 +289,7 @@ def _make_plan(endpoint: Endpoint, intent: Intent, entry: Entry) -> Plan:
         # Adapters and projectors are not in the key, but other ones force a reload (server/sched.go:1381).
         digests = "+".join(adapter[-12:] for adapter in entry.adapters)
         options = f"{options},adapters={digests}".lstrip(",")
-    recipe = None
-    if intent.certain:
-        recipe = load_recipe(endpoint, entry.spelled, intent.options, entry.capabilities or None)
+    recipe = load_recipe(endpoint, entry.spelled, intent.options, entry.capabilities or None)
     return Plan(Variant(entry.key, options), recipe)
 
 

@@ -21,7 +21,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from ollama_swap_proxy.core import json_fields, requests
 from ollama_swap_proxy.core.endpoints import Endpoint
-from ollama_swap_proxy.core.skeleton import Skeleton
+from ollama_swap_proxy.core.skeleton import VALUE_LIMIT_BYTES, Skeleton, Unreadable
 from ollama_swap_proxy.errors import ProxyError
 
 if TYPE_CHECKING:
@@ -102,6 +102,13 @@ class Body:
             raise ValueError("this body is in a file")
         return bytes(self._memory)
 
+    def piece(self, offset: int, size: int) -> bytes:
+        """Return at most ``size`` bytes from there, none at the end. Reads the disk unless the body is in memory."""
+        if offset < self._file_size:
+            return self._read(offset, min(size, self._file_size - offset))
+        start = offset - self._file_size
+        return bytes(self._memory[start : start + size])
+
     async def chunks(self, size: int) -> AsyncIterator[bytes]:
         """Yield the whole body in pieces of at most ``size`` bytes, from its beginning."""
         for offset in range(0, self._file_size, size):
@@ -150,6 +157,9 @@ async def read_intent(
     """Find out what a stored request asks for. ``headers`` must look names up in any case (a multidict does).
 
     Small bodies are read without giving up control; larger ones pause between slices.
+
+    Raises:
+        ProxyError: model_unreadable (400).
     """
     if endpoint.is_form:
         return await _read_form(target, headers.get("Content-Type", ""), body)
@@ -184,11 +194,19 @@ async def _read_in_slices(endpoint: Endpoint, slices: AsyncIterator[bytes]) -> r
         return requests.judge(endpoint, skeleton.fields())
     except json_fields.BadJSON as problem:
         return requests.refusal(f"invalid JSON: {problem}")
+    except Unreadable as problem:
+        raise _unreadable(f"{problem} is longer than {VALUE_LIMIT_BYTES} bytes") from None
+
+
+def _unreadable(reason: str) -> ProxyError:
+    """Return the answer to a body that Ollama might serve, but which model by, or how loaded, we cannot tell.
+
+    Passed on it could make Ollama evict a model that is in use.
+    """
+    return ProxyError("model_unreadable", 400, f"this proxy cannot tell which model to load for this request: {reason}")
 
 
 async def _read_zstd(endpoint: Endpoint, body: Body) -> requests.Intent:
-    if body.size > ZSTD_DECODED_LIMIT_BYTES:
-        return requests.refusal("zstd body too large")
     try:
         async with contextlib.aclosing(_inflated(body)) as slices:
             return await _read_in_slices(endpoint, slices)
@@ -201,14 +219,9 @@ async def _inflated(body: Body) -> AsyncGenerator[bytes]:
 
     A large one is inflated in another thread: however little comes out of it, zstd may have to read all of it.
     """
-    chunks = []
-    async for chunk in body.chunks(SLICE_BYTES):
-        chunks.append(chunk)
-        await asyncio.sleep(0)
-    source = _Pieces(chunks)
+    is_small = body.size <= SYNCHRONOUS_LIMIT_BYTES and body.in_memory
     inflater = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_LIMIT_BYTES)
-    reader = inflater.stream_reader(cast("IO[bytes]", source), read_across_frames=True)
-    is_small = body.size <= SYNCHRONOUS_LIMIT_BYTES
+    reader = inflater.stream_reader(cast("IO[bytes]", _Rewound(body)), read_across_frames=True)
     total = 0
     while data := reader.read(SLICE_BYTES) if is_small else await asyncio.to_thread(reader.read, SLICE_BYTES):
         total += len(data)
@@ -217,14 +230,17 @@ async def _inflated(body: Body) -> AsyncGenerator[bytes]:
         yield data
 
 
-class _Pieces:
-    """Chunks as a file to read from; a read returns one chunk, whatever it asks for."""
+class _Rewound:
+    """A body as a file to read from, for a thread that may wait for the disk."""
 
-    def __init__(self, chunks: list[bytes]) -> None:
-        self._chunks = iter(chunks)
+    def __init__(self, body: Body) -> None:
+        self._body = body
+        self._offset = 0
 
-    def read(self, _size: int) -> bytes:
-        return next(self._chunks, b"")
+    def read(self, size: int) -> bytes:
+        data = self._body.piece(self._offset, size)
+        self._offset += len(data)
+        return data
 
 
 async def _read_form(target: bytes | str, content_type: str, body: Body) -> requests.Intent:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import struct
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,13 @@ async def test_a_big_body_that_is_cut_is_a_sure_refusal():
     assert (await intent(endpoints.GENERATE, data)).kind is Kind.SURE_REFUSAL
 
 
+async def test_a_model_that_cannot_be_read_for_certain_is_refused_not_guessed():
+    data = b'{"prompt":"x","model":"' + b" " * 20_000 + b'small"}'
+    with pytest.raises(ProxyError) as caught:
+        await intent(endpoints.GENERATE, data)
+    assert (caught.value.code, caught.value.status) == ("model_unreadable", 400)
+
+
 async def test_a_deeply_nested_body_is_read_all_the_same():
     data = b'{"messages":[' + b"[" * 5000 + b"]" * 5000 + b'],"model":"small"}'
     assert len(data) < SYNCHRONOUS_LIMIT_BYTES
@@ -209,6 +217,14 @@ async def test_a_bomb_costs_no_more_than_ollama_would_take():
     tracemalloc.stop()
     assert found.kind is Kind.SURE_REFUSAL
     assert peak < 30 * MIB
+
+
+@pytest.mark.parametrize("memory", [MIB, 64 * MIB])
+async def test_only_the_decoded_size_of_zstd_is_limited(memory):
+    size = bodies.ZSTD_DECODED_LIMIT_BYTES + 1
+    skippable = struct.pack("<II", 0x184D2A50, size) + bytes(size)
+    data = skippable + compressed(json.dumps(CHAT_BODY).encode())
+    assert (await intent(endpoints.V1_CHAT, data, ZSTD, memory=memory)).name == "small:latest"
 
 
 async def test_a_window_larger_than_ollama_allows_is_a_sure_refusal():

@@ -31,13 +31,9 @@ class TooDeep(Exception):  # noqa: N818
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """The members of the top-level object: key, folded as Go folds it -> all values given for it, in the order sent.
-
-    ``certain`` is False where a reader had to leave out what might matter.
-    """
+    """The members of the top-level object: key, folded as Go folds it -> all values given for it, in the order sent."""
 
     values: Mapping[str, Sequence[object]] = field(default_factory=dict)
-    certain: bool = True
 
     def every(self, name: str) -> Sequence[object]:
         """Return all values given for a field, nulls too: Go checks the type of each, also of the overruled ones."""
@@ -45,14 +41,14 @@ class Fields:
 
     def plain(self, name: str) -> object:
         """Return the value of a field of a plain Go type: the last that is not null, or None."""
-        for value in reversed(self.every(name)):
-            if value is not None:
-                return value
-        return None
+        given = self.values.get(name)
+        if not given:
+            return None
+        return given[-1] if given[-1] is not None else next((v for v in reversed(given) if v is not None), None)
 
     def nullable(self, name: str) -> object:
         """Return the value of a field that Go holds by pointer, slice or any: the last given, or None."""
-        given = self.every(name)
+        given = self.values.get(name)
         return given[-1] if given else None
 
     def merged(self, name: str) -> dict[str, object]:

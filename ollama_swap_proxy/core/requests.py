@@ -79,7 +79,6 @@ class Intent:
     ``model`` is as sent, ``name`` canonical (for CLOUD without the suffix; empty where there is none). ``reason`` says
     why it is a sure refusal. ``keep_alive_s`` is None where none was given, `math.inf` for forever. ``options`` are the
     runner options that the request carries, and ``shift``. ``needs`` are capabilities without which Ollama refuses it.
-    ``certain`` is False where the body was too odd to be read whole: options and name are then a best guess.
     """
 
     kind: Kind
@@ -89,7 +88,6 @@ class Intent:
     keep_alive_s: float | None = None
     options: Mapping[str, object] = field(default_factory=dict)
     needs: frozenset[str] = frozenset()
-    certain: bool = True
 
 
 def surely_refused_by(intent: Intent, capabilities: Collection[str] | None) -> bool:
@@ -119,8 +117,6 @@ def judge(endpoint: Endpoint, fields: Fields) -> Intent:
     name = "" if isinstance(parsed, names.InvalidName) else parsed.canonical
     given = fields.merged("options") if endpoint.is_native else _NO_OPTIONS
     options = _options(endpoint, fields, given)
-    if not fields.certain:
-        return Intent(Kind.LEASE, model, name, options=options, certain=False)
     is_empty = _is_empty(endpoint, fields)
     try:
         _check_types(endpoint, fields)

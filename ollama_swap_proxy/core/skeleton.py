@@ -3,7 +3,8 @@
 Owns the reduction and its bounds. Must not judge anything: wrong JSON at a level that is kept stays wrong, so that the
 reader refuses it. What is left out is only scanned for where it ends: a mistake in there is not found, and need not be.
 
-Kept are the members of the top-level object that a rule names, and the members of objects for which it says so.
+Kept are the members of the top-level object that a rule names, and the members of objects for which it says so; of a
+field that is given again and again the last values. Nothing is guessed: what was too long to keep is `Unreadable`.
 
 Cost: strings and flat runs are skipped at the speed of `re`; everything else costs a step of some 3 microseconds, and
 `Skeleton.feed` pauses after `STEPS_A_PAUSE` of them whatever is sent: dense brackets, tiny keys, escapes. (How large a
@@ -14,23 +15,22 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import replace
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from enum import Enum
 
 from ollama_swap_proxy.core import json_fields
 
-VALUE_LIMIT_BYTES = 2048
-"""How much of a string is kept whose value matters: a model name has at most about 700 characters."""
+VALUE_LIMIT_BYTES = 8192
+"""How much of a value is kept that matters: a model name has at most about 700 characters of 6 bytes, and blanks."""
 
-SIZE_LIMIT_BYTES = 65536
-"""How large a skeleton may grow: only repeated fields can fill it. Beyond it all is left out, and nothing certain."""
+VALUES_KEPT = 8
+"""How many values of one field are kept, the last ones; two would do for all but the types of overruled ones."""
 
 STEPS_A_PAUSE = 300
 """About a millisecond of Python."""
 
 _SHAPE_LIMIT_BYTES = 8
-_SCALAR_LIMIT_BYTES = 512
 _HEAD_BYTES = 16
 _KEY_LIMIT_BYTES = 120
 """Longer keys are nobody's: the longest field name has 18 characters, 6 bytes each when written as ``\\uXXXX``."""
@@ -46,7 +46,7 @@ class Keep(Enum):
     """How much of a field is kept."""
 
     VALUE = "value"
-    """Scalars and short strings whole (a longer one makes the result uncertain); of containers the shape."""
+    """Scalars and strings whole (one beyond the limit makes the body unreadable); of containers the shape."""
     SHAPE = "shape"
     """The JSON type, and whether a string or container is empty: ``""``, ``"..."``, ``[]``, ``[0]``, ``{}``..."""
 
@@ -57,20 +57,26 @@ Rules = Mapping[str, "Keep | Mapping[str, Keep]"]
 _Step = Generator[bool, None, "bytes | None"]
 """A part of the reader: yields True to pause, False to ask for more data."""
 
+_Kept = bytes | dict[str, "_Kept"] | None
+"""A value as JSON text; of an object the members, each with its last value; None: it was too long to keep."""
+
+
+class Unreadable(Exception):  # noqa: N818 -- a finding about a body, no failure of ours
+    """A value that matters is too long to be kept."""
+
 
 class Skeleton:
     """The reducer: feed it the body in slices of any size, then read `fields`."""
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
-        self._kept: list[bytes] = []
-        self._kept_bytes = 0
-        self._certain = True
+        self._kept: dict[str, deque[_Kept]] = {}
         self._data = b""
         self._position = 0
         self._steps = 0
         self._reader = self._document()
-        self._in_head = True
+        self._head: bytes | None = b""
+        self._is_whole = False
         self.is_finished = False
         """Nothing that follows can matter: the object has ended, or it is no JSON."""
 
@@ -82,9 +88,8 @@ class Skeleton:
             try:
                 pauses = next(self._reader)
             except StopIteration:
-                self.is_finished = True
+                self.is_finished = self._is_whole = True
             except _WrongStructureError:
-                self._kept.append(b"!")
                 self.is_finished = True
             else:
                 if not pauses:
@@ -96,43 +101,41 @@ class Skeleton:
 
         Raises:
             json_fields.BadJSON: for certain: proven by what was kept, or by a body that ends too early.
+            Unreadable: what matters could not be kept.
         """
-        head = self._data[self._position :] if self._in_head else b""
-        fields = json_fields.read(b"".join(self._kept) + head)
-        return replace(fields, certain=self._certain)
+        if self._head is not None:
+            return json_fields.read(self._head or self._data[self._position :])
+        if not self._is_whole:
+            raise json_fields.BadJSON("wrong structure, or cut off")
+        return json_fields.read(_written((name, value) for name, values in self._kept.items() for value in values))
 
     def _document(self) -> _Step:
         if (yield from self._token()) == b"{":
-            self._in_head = False
-            yield from self._object(self._rules, is_top=True)
+            self._head = None
+            yield from self._object(self._rules, self._keep, is_top=True)
             return None
         while len(self._data) - self._position < _HEAD_BYTES:
             yield False
-        self._in_head = False
-        self._keep(self._data[self._position : self._position + _HEAD_BYTES])
+        self._head = self._data[self._position : self._position + _HEAD_BYTES]
         return None
 
-    def _object(self, rules: Rules, *, is_top: bool) -> _Step:
+    def _object(self, rules: Rules, keep: Callable[[str, _Kept], None], *, is_top: bool) -> _Step:
         """Read an object from its bracket to its end and keep the members that have a rule."""
         self._position += 1
-        self._keep(b"{")
-        separator = b""
         token = yield from self._token()
         while token != b"}":
             if token != b'"':
                 raise _WrongStructureError
             self._position += 1
             key = yield from self._string(_KEY_LIMIT_BYTES)
-            rule = rules.get(_name(key, is_top=is_top)) if key is not None else None
-            if rule is not None and self._kept_bytes > SIZE_LIMIT_BYTES:
-                rule, self._certain = None, False
+            name = "" if key is None else _name(key, is_top=is_top)
             if (yield from self._token()) != b":":
                 raise _WrongStructureError
             self._position += 1
-            if rule is not None and key is not None:
-                self._keep(b'%b"%b":' % (separator, key))
-                separator = b","
-            yield from self._value(rule)
+            rule = rules.get(name)
+            value = yield from self._value(rule)
+            if rule is not None:
+                keep(name, value)
             token = yield from self._token()
             if token == b",":
                 self._position += 1
@@ -142,29 +145,35 @@ class Skeleton:
             elif token != b"}":
                 raise _WrongStructureError
         self._position += 1
-        self._keep(b"}")
         return None
 
-    def _value(self, rule: Keep | Mapping[str, Keep] | None) -> _Step:
+    def _value(self, rule: Keep | Mapping[str, Keep] | None) -> Generator[bool, None, _Kept]:
         token = yield from self._token()
-        kept: bytes | None
         if token == b"{" and isinstance(rule, Mapping):
-            yield from self._object(rule, is_top=False)
-            return None
+            members: dict[str, _Kept] = {}
+            yield from self._object(rule, members.__setitem__, is_top=False)
+            return members
         if token == b'"':
             self._position += 1
             text = yield from self._string(VALUE_LIMIT_BYTES if rule is Keep.VALUE else _SHAPE_LIMIT_BYTES)
-            self._certain = self._certain and not (text is None and rule is Keep.VALUE)
-            kept = b'"%b"' % (b"..." if text is None else text)
-        elif token in {b"[", b"{"}:
+            if text is not None:
+                return b'"%b"' % text
+            return None if rule is Keep.VALUE else b'"..."'
+        if token in {b"[", b"{"}:
             is_empty = yield from self._skip_container()
-            kept = (b"[]" if is_empty else b"[0]") if token == b"[" else b"{}" if is_empty else b'{"":0}'
-        else:
-            kept = yield from self._scalar()
-            self._certain = self._certain and not (kept is None and rule is Keep.VALUE)
-        if rule is not None:
-            self._keep(kept or b"0")
-        return None
+            return (b"[]" if is_empty else b"[0]") if token == b"[" else b"{}" if is_empty else b'{"":0}'
+        text = yield from self._scalar()
+        return b"0" if text is None and rule is not Keep.VALUE else text
+
+    def _keep(self, name: str, value: _Kept) -> None:
+        """Add a value of a field. Objects add up and nulls are kept once, so that what `Fields` looks for is there."""
+        values = self._kept.get(name)
+        if values is None:
+            self._kept[name] = deque((value,), VALUES_KEPT)
+        elif isinstance(value, dict) and isinstance(values[-1], dict):
+            values[-1].update(value)
+        elif value != b"null" or values[-1] != b"null":
+            values.append(value)
 
     def _token(self) -> Generator[bool, None, bytes]:
         """Return the next byte that is no blank, without consuming it. Every call is a step."""
@@ -196,15 +205,15 @@ class Skeleton:
         text = b""
         while True:
             start, end = self._position, _end(_SCALAR_RUN, self._data, self._position)
-            if len(text) <= _SCALAR_LIMIT_BYTES:
-                text += self._data[start : min(end, start + _SCALAR_LIMIT_BYTES + 1)]
+            if len(text) <= VALUE_LIMIT_BYTES:
+                text += self._data[start : min(end, start + VALUE_LIMIT_BYTES + 1)]
             self._position = end
             if end < len(self._data):
                 break
             yield False
         if not text:
             raise _WrongStructureError
-        return text if len(text) <= _SCALAR_LIMIT_BYTES else None
+        return text if len(text) <= VALUE_LIMIT_BYTES else None
 
     def _skip_container(self) -> Generator[bool, None, bool]:
         """Consume an array or object from its bracket to its end. Returns whether it is empty."""
@@ -228,13 +237,19 @@ class Skeleton:
                 yield True
         return is_empty
 
-    def _keep(self, text: bytes) -> None:
-        self._kept.append(text)
-        self._kept_bytes += len(text)
-
 
 class _WrongStructureError(Exception):
     """Go's decoder stops here."""
+
+
+def _written(members: Iterable[tuple[str, _Kept]]) -> bytes:
+    """Write members as an object again."""
+    texts = []
+    for name, value in members:
+        if value is None:
+            raise Unreadable(name)
+        texts.append(b'"%b":%b' % (name.encode(), _written(value.items()) if isinstance(value, dict) else value))
+    return b"{%b}" % b",".join(texts)
 
 
 def _end(pattern: re.Pattern[bytes], data: bytes, start: int) -> int:

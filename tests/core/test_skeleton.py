@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ollama_swap_proxy.core import endpoints, json_fields, requests
 from ollama_swap_proxy.core.json_fields import BadJSON, Fields
-from ollama_swap_proxy.core.skeleton import SIZE_LIMIT_BYTES, STEPS_A_PAUSE, VALUE_LIMIT_BYTES, Keep, Skeleton
+from ollama_swap_proxy.core.skeleton import STEPS_A_PAUSE, VALUE_LIMIT_BYTES, VALUES_KEPT, Keep, Skeleton, Unreadable
 from tests.core.documents import bodies, cuts
 
 RULES = {"model": Keep.VALUE, "prompt": Keep.SHAPE, "messages": Keep.SHAPE, "options": {"num_ctx": Keep.VALUE}}
@@ -40,7 +40,6 @@ def test_values_are_kept_and_the_rest_is_shape():
         "messages": [[0]],
         "options": [(("num_ctx", 8192),)],
     }
-    assert fields.certain
 
 
 @pytest.mark.parametrize(
@@ -87,19 +86,49 @@ def test_nothing_after_the_object_matters():
     assert skeleton.fields().plain("model") == "a"
 
 
-def test_a_value_too_long_to_keep_makes_the_result_uncertain():
-    assert not reduce([b'{"model":"' + b" " * (VALUE_LIMIT_BYTES + 1) + b'small"}']).certain
-    assert not reduce([b'{"options":{"num_ctx":' + b"1" * 600 + b"}}"]).certain
-    assert reduce([b'{"prompt":' + b"1" * 600 + b"}"]).certain
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"' + b" " * (VALUE_LIMIT_BYTES + 1) + b'small"}',
+        b'{"options":{"num_ctx":' + b"1" * (VALUE_LIMIT_BYTES + 1) + b"}}",
+    ],
+)
+def test_a_value_too_long_to_keep_makes_a_body_unreadable_unless_it_is_overruled(body):
+    with pytest.raises(Unreadable):
+        reduce([body])
+    if body.startswith(b'{"o'):
+        assert reduce([body[:-1] + b',"options":{"num_ctx":1}}']).merged("options") == {"num_ctx": 1}
+    else:
+        assert reduce([body[:-1] + b',"model":"b"' * VALUES_KEPT + b"}"]).plain("model") == "b"
 
 
-def test_a_flood_of_one_field_stays_small_and_is_uncertain():
+def test_a_long_value_of_which_only_the_shape_matters_hurts_nobody():
+    assert reduce([b'{"prompt":' + b"1" * (VALUE_LIMIT_BYTES + 1) + b"}"]).plain("prompt") == 0
+
+
+def test_blanks_around_a_name_are_kept_with_it():
+    assert reduce([b'{"model":"' + b" " * 3000 + b'small"}']).plain("model") == " " * 3000 + "small"
+
+
+FLOODS = {
+    "one field": (b'"model":"b"', b'"model":"last"'),
+    "nulls behind the model": (b'"model":null', b'"prompt":null'),
+    "nulls and types in turn": (b'"model":null,"model":1', b'"model":"last"'),
+    "other fields": (b'"prompt":"","options":{},"messages":[]', b'"model":"last"'),
+    "options": (b'"options":{"num_ctx":1},"options":null,"options":{}', b'"options":{"num_ctx":2},"options":{}'),
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+def test_a_flood_of_fields_stays_small_and_hides_nothing(flood):
+    filling, last = FLOODS[flood]
     skeleton = Skeleton(RULES)
-    for _ in skeleton.feed(b'{"model":"a"' + b',"model":"b"' * 100_000 + b"}"):
+    for _ in skeleton.feed(b'{"model":"first",' + b"".join([filling, b","] * 50_000) + last + b"}"):
         pass
-    assert sum(map(len, skeleton._kept)) < SIZE_LIMIT_BYTES + 2 * VALUE_LIMIT_BYTES
-    assert not skeleton.fields().certain
-    assert skeleton.fields().plain("model") == "b"
+    assert sum(map(len, skeleton._kept.values())) <= len(RULES) * VALUES_KEPT
+    fields = skeleton.fields()
+    assert fields.plain("model") == ("last" if b"last" in last else "first")
+    assert fields.merged("options") == ({"num_ctx": 2} if flood == "options" else {})
 
 
 HOSTILE = {
@@ -124,7 +153,7 @@ def test_tiny_keys_are_read_in_portions():
     skeleton = Skeleton(RULES)
     pauses = sum(1 for _ in skeleton.feed(b"{" + b'"":0,' * 13_000))
     assert pauses >= 13_000 * 3 // STEPS_A_PAUSE - 1
-    assert not skeleton._kept[1:]
+    assert not skeleton._kept
 
 
 @pytest.mark.parametrize("filling", [b"A" * 200_000, b"\\n" * 100_000, b'\\"' * 100_000, b"\xff" * 200_000])

@@ -18,6 +18,10 @@ _LOCAL_NAMES = ("localhost",)
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")
 
 
+LONGEST_HOST = 253 + len(":65535")
+"""Characters of the longest name in the DNS, with a port: a longer Host is nobody's, and not worth remembering."""
+
+
 class HostGuard:
     """Says whether a request's Host header may be served. Answers are remembered: the names are few."""
 
@@ -32,6 +36,8 @@ class HostGuard:
         """Say whether this value of a Host header (port included, may be empty) is one of ours."""
         if not self._guards:
             return True
+        if len(host) > LONGEST_HOST:
+            return False
         known = self._known.get(host)
         if known is None:
             known = self._judge(host)

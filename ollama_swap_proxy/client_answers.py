@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ollama_swap_proxy.http_server import ClientConnection
 
 
+_BODILESS: Final = (204, 304)
+
+
 class Answer(Protocol):
     """What aiohttp's RequestHandler asks of a response."""
 
@@ -94,12 +97,12 @@ class OwnAnswer:
         return self._persistent and self._client is not None and self._client.may_stay()
 
     async def prepare(self, request: web.BaseRequest) -> None:
-        """Write the whole answer: in the request's HTTP version as Go does, without a body to HEAD."""
+        """Write the whole answer: in the request's HTTP version as Go does, without a body where there can be none."""
         message = request._message  # noqa: SLF001 - see http_server's docstring
         self._client = cast("ClientConnection", request.protocol)
         self._unread = not request.content.is_eof()
         self._persistent = not message.should_close and not self._unread
-        body = b"" if message.method == "HEAD" else self.body
+        body = b"" if message.method == "HEAD" or self.status in _BODILESS else self.body
         self.body_length = len(body)
         if request.transport is not None:
             request.transport.write(self._head(modern=message.version >= HttpVersion11) + body)
@@ -108,7 +111,7 @@ class OwnAnswer:
         lines = [f"HTTP/1.{1 if modern else 0} {self.status} {_phrase(self.status)}"]
         lines += [f"{name}: {value}" for name, value in self.headers]
         lines.append(f"Date: {formatdate(usegmt=True)}")
-        if self.status >= 200 and self.status not in (204, 304):
+        if self.status not in _BODILESS:
             lines.append(f"Content-Length: {len(self.body)}")
         if not self.keep_alive:
             lines += ["Connection: close"] if modern else []
@@ -159,6 +162,13 @@ class Refusal:
             await self._client.linger()
 
 
+_TEXTS: Final = {
+    405: ("", "405 method not allowed"),  # gin's words (routing.json); CONNECT has no meaning to Ollama
+    501: ("", "Unsupported transfer encoding"),
+    505: ("unsupported protocol version", ""),
+}
+"""Reason and body of what the connection itself refuses."""
+
 _REASONS: Final = (
     ("Missing 'Host'", 400, "missing required Host header", ""),
     ("Invalid HTTP version", 505, "unsupported protocol version", ""),
@@ -175,11 +185,9 @@ def refusal_for(status: int, exc: BaseException | None, message: str | None) -> 
 
     ``status`` is aiohttp's: 500 and 504 for a handler's exception, else a parse error's (always 400) or one of ours.
     """
-    if status == 405:
-        # gin's words (routing.json); CONNECT has no meaning to Ollama
-        return Refusal(405, text="405 method not allowed")
-    if status == 505:
-        return Refusal(505, "unsupported protocol version")
+    if status in _TEXTS:
+        reason, body = _TEXTS[status]
+        return Refusal(status, reason, text=body)
     if isinstance(exc, RequestPayloadError):
         return Refusal(400)
     if status in (500, 504):

@@ -1,12 +1,14 @@
 """Errors of ours: one table from what went wrong to status, stable code and a body in the caller's dialect.
 
-Owns every byte that we answer in Ollama's place. Must not decide when an error is due. No text here contains "refused"
-or "could not connect": the Ollama CLI takes those for a missing server and starts its own (cmd/cmd.go:2079).
+Owns every byte that we answer in Ollama's place. Must not decide when an error is due. No text that leaves here
+contains "refused" or "could not connect", quoted ones neither: the Ollama CLI takes those for a missing server and
+starts its own (cmd/cmd.go:2079).
 """
 
 from __future__ import annotations
 
 import json
+import re
 import secrets
 from dataclasses import dataclass
 
@@ -20,6 +22,8 @@ MARK = "X-Ollama-Swap-Proxy-Error"
 LONGEST_RETRY_AFTER_S = 59
 """Client libraries ignore a Retry-After of 60 s and more (openai-python and anthropic-python: 0 < value <= 60)."""
 
+_NO_SERVER = re.compile("refused|could not connect", re.IGNORECASE)
+_INSTEAD = {"refused": "rejected", "could not connect": "found no connection"}
 
 _OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error"}
 _ANTHROPIC_TYPES = {
@@ -38,13 +42,20 @@ _ANTHROPIC_TYPES = {
 class ProxyError(Exception):
     """An answer that we give instead of Ollama.
 
-    ``retry_after_s`` is whole seconds, or None where trying again does not help; it is sent clamped to 1 to 59.
+    ``status``: what says no error (a load that Ollama answered 204, say) becomes 502. ``message`` may quote Ollama: the
+    words that its CLI takes for a missing server are exchanged. ``retry_after_s`` is whole seconds, or None where
+    trying again does not help; it is sent clamped to 1 to 59.
     """
 
     code: str
     status: int
     message: str
     retry_after_s: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 400 <= self.status <= 599:
+            self.status = 502
+        self.message = _NO_SERVER.sub(lambda found: _INSTEAD[found[0].lower()], self.message)
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
@@ -74,4 +85,4 @@ class ProxyError(Exception):
             }
         else:
             shape = {"error": self.message}
-        return json.dumps(shape, ensure_ascii=False).encode()
+        return json.dumps(shape, ensure_ascii=False).encode(errors="replace")  # a quoted text may have lone surrogates

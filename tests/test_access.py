@@ -60,3 +60,11 @@ def test_endless_names_do_not_fill_the_memory():
     for n in range(5000):
         guard.allows(f"{n}.example.com")
     assert len(guard._known) <= HostGuard._REMEMBERED
+
+
+def test_a_name_longer_than_the_dns_has_is_neither_served_nor_remembered():
+    guard = HostGuard(LOOPBACK)
+    longest = "a" * 247 + ".local:11435"
+    assert guard.allows(longest)
+    assert not guard.allows("a" + longest)
+    assert list(guard._known) == [longest]

@@ -348,3 +348,14 @@ async def test_second_signal_ends_the_stop_at_once():
         assert rig.server.abort() == 1
         assert await asyncio.wait_for(stopping, 1.0) == 0
         assert await client.rest() == b""
+
+
+@pytest.mark.parametrize("status", [204, 304])
+async def test_answer_of_ours_that_can_have_no_body_has_none(status):
+    async def handler(rig, request, record):
+        return OwnAnswer(status, [], b"no")
+
+    async with relaying(answer_all, handler) as rig:
+        answer = await rig.ask(b"GET / HTTP/1.1\r\nHost: me\r\nConnection: close\r\n\r\n")
+        assert answer.endswith(b"\r\n\r\n")
+        assert b"Content-Length" not in answer

@@ -115,11 +115,11 @@ def request_head(
             named.update(others)
             if not kept:
                 continue
-        elif fate is Fate.DROP_IF_SAME_ORIGIN:
-            own_origins = own_origins or _own_origins(raw_headers)  # once: there may be 10,000 such lines
-            if value in own_origins:
-                continue
-        elif fate in dropped:
+        elif fate in dropped or (
+            fate is Fate.DROP_IF_SAME_ORIGIN
+            # looked for once: there may be 10,000 such lines
+            and value in (own_origins := own_origins or _own_origins(raw_headers))
+        ):
             continue
         parts += (name, b": ", kept, b"\r\n")
     if named and not also_drop:

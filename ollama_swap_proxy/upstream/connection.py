@@ -205,6 +205,7 @@ class UpstreamConnection(asyncio.Protocol):
             if payload is None:
                 return
         if payload.is_eof():
+            self._persistent = self._persistent and _is_at_rest(parser)
             self._end(sink, payload.total_bytes)
         else:
             payload.read_nowait()  # the parser's copy: not needed, and it would grow
@@ -267,6 +268,14 @@ class UpstreamConnection(asyncio.Protocol):
         if sink is not None:
             when = "without an answer" if self._payload is None else "in mid-answer"
             sink.broke(f"the connection was lost {when} ({cause(exc)})")
+
+
+def _is_at_rest(parser: HttpResponseParser) -> bool:
+    """Say whether nothing came behind the answer's end: the beginning of another one would be lost, and break it."""
+    try:
+        return parser.feed_eof() is None
+    except HttpProcessingError:
+        return False
 
 
 def _keeps_after_head(message: RawResponseMessage) -> bool:

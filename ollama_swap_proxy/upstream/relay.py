@@ -202,8 +202,13 @@ class _Crossing:
 
     @property
     def reusable(self) -> bool:
-        """Say whether the upstream connection can take another request."""
-        return self._persistent and self._all_sent and not self._client_finished
+        """Say whether the upstream connection can take another request.
+
+        Not behind HTTP/1.0: there servers differ in what they take for the end of a request, and what one of them took
+        for another request would be answered to somebody else.
+        """
+        alike = self._message.version is HttpVersion11
+        return self._persistent and self._all_sent and alike and not self._client_finished
 
     def answer(self) -> Relayed:
         """Return the answer that has been written."""

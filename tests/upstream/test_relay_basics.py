@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.upstream.scripted import OK, Side, gated, relaying
+
+
+GET = b"GET / HTTP/1.1\r\nHost: me\r\n\r\n"
 
 
 def answering(*answers: bytes, heads: list[bytes] | None = None):
@@ -175,14 +180,35 @@ async def test_http_1_0_is_forwarded_as_such_without_a_host():
     assert heads == [b"GET /x HTTP/1.0\r\nAccept: */*\r\n\r\n"]
 
 
-async def test_http_1_0_keeps_the_connection_when_both_sides_say_so():
+async def test_http_1_0_keeps_the_clients_connection_when_both_sides_say_so_but_upstreams_serves_nobody_else():
     answer = b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\n\r\nok"
     async with relaying(answering(answer, answer)) as rig:
         client = await rig.client()
         for _ in range(2):
             client.send(b"GET /x HTTP/1.0\r\nConnection: keep-alive\r\n\r\n")
             assert await client.exactly(len(answer)) == answer
-        assert rig.upstream.connections == 1
+        assert rig.upstream.connections == 2
+
+
+@pytest.mark.parametrize("surplus", [b"H", b"HTTP/1.1 400 Bad Request\r\nConn", b"HTTP/1.1 200 OK\r\nA: \x00\r\nB"])
+@pytest.mark.parametrize("later", [False, True])
+async def test_upstream_connection_with_bytes_behind_an_answer_serves_nobody_else(surplus, later):
+    async def script(side: Side) -> None:
+        while await side.head():
+            await side.send_all(OK if later else OK + surplus)
+            if later:
+                await asyncio.sleep(0.01)
+                side.send(surplus)
+
+    async with relaying(script) as rig:
+        client = await rig.client()
+        client.send(GET)
+        assert await client.exactly(len(OK)) == OK
+        await asyncio.sleep(0.03)
+        other = await rig.client()
+        other.send(GET)
+        assert await other.exactly(len(OK)) == OK
+        assert rig.upstream.connections == 2
 
 
 @pytest.mark.parametrize("handler", [None, gated])

@@ -43,8 +43,13 @@ def unload_ends_at(state: State, swap: Swap, victim: str) -> float:
 
 
 def settled_at(state: State, swap: Swap) -> float:
-    """Return when the memory of what was unloaded should be back."""
-    return max(state.residency.vram_freed_at + state.forecast.settle_before_s(swap.target), swap.not_before)
+    """Return when the memory of what was unloaded should be back.
+
+    A request that comes while its spilled model is being loaded anew waits no longer than for any other load.
+    """
+    is_awaited = swap.undoes_spill and state.line.head(swap.target) is not None
+    wait_s = state.forecast.settle_s if is_awaited else state.forecast.settle_before_s(swap.target)
+    return max(state.residency.vram_freed_at + wait_s, swap.not_before)
 
 
 def load_ends_at(state: State, swap: Swap) -> float:

@@ -48,18 +48,22 @@ def _may_go(state: State, ticket: Ticket, now: float) -> bool:
     variant = ticket.variant
     if variant.key not in state.residency.residents:
         return False
-    running = [lease for lease in state.leases.values() if lease.ticket.variant.key == variant.key]
-    if any(lease.loads for lease in running):
-        return False
-    if state.residency.holds_unknown_variant(variant.key):
-        if state.leases:
-            return False  # it may reload the model: alone
-    elif len(running) >= state.policy.parallel:
+    if not has_free_lease(state, variant):
         return False
     if variant.key in state.residency.leaving:
         since = max(ticket.arrived_at, state.residency.outdated_at, _last_grant_at(state, variant.key))
         return state.has_report_since(since, now)
     return _view_serves(state, now)
+
+
+def has_free_lease(state: State, variant: Variant) -> bool:
+    """Say whether one more request for a servable variant may run beside those that do."""
+    running = [lease for lease in state.leases.values() if lease.ticket.variant.key == variant.key]
+    if any(lease.loads for lease in running):
+        return False
+    if state.residency.holds_unknown_variant(variant.key):
+        return not state.leases  # it may reload the model: alone
+    return len(running) < state.policy.parallel
 
 
 def _view_serves(state: State, now: float) -> bool:

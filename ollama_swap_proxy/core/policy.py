@@ -37,6 +37,9 @@ POLL_S = 0.05
 CAREFUL_POLL_S = 0.25
 """The same for older or unknown versions: there a report during a load can answer 500 or kill the server."""
 
+LASTS_AFTER_S = 1.0
+"""A model that is listed this long after anything moved does not unload by itself at once (OLLAMA_KEEP_ALIVE=0)."""
+
 SPILL_UNDONE_AFTER_S = 5.0
 """A spill is undone when nothing has moved for this long: a client in a loop, or one that alternates between two
 models, comes back sooner, and must not find its model gone."""

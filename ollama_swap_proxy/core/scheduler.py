@@ -13,7 +13,14 @@ from __future__ import annotations
 
 from ollama_swap_proxy.core import commands, events, evicting, failing, granting, loading, swapping
 from ollama_swap_proxy.core.forecast import Forecast
-from ollama_swap_proxy.core.policy import CAREFUL_POLL_S, RETRY_AFTER_S, SPILL_UNDONE_AFTER_S, UPSTREAM_GRACE_S, Policy
+from ollama_swap_proxy.core.policy import (
+    CAREFUL_POLL_S,
+    LASTS_AFTER_S,
+    RETRY_AFTER_S,
+    SPILL_UNDONE_AFTER_S,
+    UPSTREAM_GRACE_S,
+    Policy,
+)
 from ollama_swap_proxy.core.snapshot import Snapshot, take
 from ollama_swap_proxy.core.state import NEVER, Phase, State
 from ollama_swap_proxy.core.tickets import Report, Ticket, Variant
@@ -117,7 +124,7 @@ class Scheduler:
         rejection = None
         if state.stopping:
             rejection = _STOPPING
-        elif len(state.line) >= state.policy.line_limit:
+        elif len(state.line) >= state.policy.line_limit and not self._hardly_waits(ticket.variant):
             text = f"{len(state.line)} requests wait already (line_limit)"
             rejection = commands.Rejection("line_full", 503, text, retry_after_s=10)
         elif not granting.is_servable(state, ticket.variant):
@@ -127,6 +134,10 @@ class Scheduler:
             return
         state.line.add(ticket)
         state.remember_recipe(ticket)
+
+    def _hardly_waits(self, variant: Variant) -> bool:
+        """Say whether a ticket would be granted now, or after a look: a full line is no reason to turn it away."""
+        return self.serves(variant) and granting.has_free_lease(self._state, variant)
 
     def _progressed(self, ticket_id: int, at: float, now: float) -> None:
         state = self._state
@@ -173,7 +184,14 @@ class Scheduler:
             if state.swap is None or resident.key not in state.swap.evicted:
                 state.say("resident_gone", model=resident.name, how="by itself")
             state.resisting.pop(resident.key, None)
+        self._note_who_stays(report)
         state.spills_to_undo = {v for v in state.spills_to_undo if state.residency.holds(v)}
+
+    def _note_who_stays(self, report: Report) -> None:
+        """Trust again in empty loads of what is still listed though nothing moved for a while: it does not vanish."""
+        state = self._state
+        if state.vanishing and not state.leases and report.asked_at >= state.moved_at + LASTS_AFTER_S:
+            state.vanishing -= state.residency.residents.keys()
 
     def _unknown(self, asked_at: float, reason: str, now: float, *, unreachable: bool) -> None:
         state = self._state

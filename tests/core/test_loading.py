@@ -192,3 +192,25 @@ def test_only_a_spill_that_is_still_resident_is_remembered():
     desk.state.spills_to_undo |= {Variant("b", f"num_ctx={number}") for number in range(10_000)}
     desk.report(resident("b", vram=500))
     assert desk.state.spills_to_undo == {Variant("b", "num_ctx=4")}
+
+
+def test_who_comes_back_to_a_spilled_model_does_not_sit_out_the_longest_wait():
+    world = World(vram_lag_s=0.8, unload_s=0.1)
+    world.ask("a", hold_s=0.5)
+    world.ask("b", at=30.0, hold_s=0.5)
+    reader = world.ask("b", at=39.0, hold_s=0.5)  # in the middle of the undoing, which began 5 s after the answer
+    world.run()
+    assert world.said("swap_decided")[-1]["reason"] == "spill"
+    assert reader.waited_s < 3.0
+
+
+def test_a_model_that_vanished_once_is_loaded_by_us_again_when_it_is_seen_to_stay():
+    world = World(vanishing={"a"})
+    world.ask("a", at=0.0)
+    world.at(20.0, world.vanishing.clear)
+    world.ask("a", at=21.0, hold_s=0.5)
+    world.ask("b", at=40.0, hold_s=0.5)
+    back = world.ask("a", at=60.0)
+    world.run()
+    assert back.granted_at is not None
+    assert world.said("load_started")[-1].get("by") is None

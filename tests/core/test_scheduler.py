@@ -306,6 +306,18 @@ def test_a_full_line_answers_at_once():
     assert asked[2].rejected.code == "line_full"
 
 
+def test_a_full_line_turns_nobody_away_who_need_not_wait():
+    world = World(Policy(line_limit=2, parallel=2))
+    world.ask("a", hold_s=50.0)
+    for _ in range(2):
+        world.ask("b", at=5.0)
+    warm = world.ask("a", at=6.0, hold_s=50.0)
+    one_too_many = world.ask("a", at=7.0)
+    world.run(until=8.0)
+    assert warm.waited_s < 0.1
+    assert one_too_many.rejected.code == "line_full"
+
+
 def test_stopping_answers_the_queued_and_lets_the_running_end():
     world = World()
     running = world.ask("a", hold_s=20.0)

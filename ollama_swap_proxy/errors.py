@@ -22,8 +22,10 @@ MARK = "X-Ollama-Swap-Proxy-Error"
 LONGEST_RETRY_AFTER_S = 59
 """Client libraries ignore a Retry-After of 60 s and more (openai-python and anthropic-python: 0 < value <= 60)."""
 
-_NO_SERVER = re.compile("refused|could not connect", re.IGNORECASE)
-_INSTEAD = {"refused": "rejected", "could not connect": "found no connection"}
+_EXCHANGED = (
+    (re.compile("refused", re.IGNORECASE), "rejected"),
+    (re.compile(r"could\s+not\s+connect", re.IGNORECASE), "found no connection"),
+)
 
 _OPENAI_TYPES = {400: "invalid_request_error", 404: "not_found_error"}
 _ANTHROPIC_TYPES = {
@@ -55,7 +57,8 @@ class ProxyError(Exception):
     def __post_init__(self) -> None:
         if not 400 <= self.status <= 599:
             self.status = 502
-        self.message = _NO_SERVER.sub(lambda found: _INSTEAD[found[0].lower()], self.message)
+        for words, others in _EXCHANGED:
+            self.message = words.sub(others, self.message)
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"

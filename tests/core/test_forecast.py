@@ -98,3 +98,13 @@ def test_of_any_number_of_variants_the_newest_lessons_are_kept() -> None:
     learned = (forecast.swap_s, forecast.fitted, forecast.suspects, forecast.accepted, forecast.settle_before_spills_s)
     assert max(map(len, learned)) == VARIANTS_KEPT
     assert forecast.swap_cost_s(A) == 7.0, "what is used goes on being known"
+
+
+def test_what_is_forgotten_is_what_was_used_longest_ago() -> None:
+    forecast = Forecast(6.0)
+    for number in range(VARIANTS_KEPT):
+        forecast.note_swap(Variant("m", str(number)), 2.0)
+    forecast.note_swap(Variant("m", "0"), 2.0)
+    forecast.note_swap(B, 2.0)
+    assert Variant("m", "0") in forecast.swap_s
+    assert Variant("m", "1") not in forecast.swap_s

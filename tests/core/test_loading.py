@@ -214,3 +214,30 @@ def test_a_model_that_vanished_once_is_loaded_by_us_again_when_it_is_seen_to_sta
     world.run()
     assert back.granted_at is not None
     assert world.said("load_started")[-1].get("by") is None
+
+
+def test_one_more_clear_report_after_a_long_wait_will_do_even_for_an_old_version():
+    desk = Desk(safe=False)
+    desk.release(desk.serve("a"))
+    desk.state.forecast.settle_s = 5.0
+    desk.arrive("b")
+    for _ in range(2):
+        desk.later(0.3)
+        desk.report()
+    assert desk.phase == "settling"
+    desk.later(5.1)
+    assert desk.phase == "evicting"
+    desk.report()
+    assert desk.loads() == ["a", "b"]
+
+
+def test_after_a_broken_connection_upstream_is_given_a_moment_before_it_is_asked_again():
+    desk = Desk()
+    desk.arrive("a")
+    desk.report()
+    before = desk.observes()
+    desk.loaded("a", LoadFailure(502, "connection lost", transient=True))
+    desk.later(0.5)
+    assert desk.observes() == before
+    desk.later(0.6)
+    assert desk.observes() == before + 1

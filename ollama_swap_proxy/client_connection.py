@@ -1,7 +1,8 @@
 """One client's connection: aiohttp's RequestHandler, taught what a relay of raw bytes needs.
 
 Owns the limits of request heads, half-closed clients, slow readers, clients that still send when their answer is
-complete, and who gets Go's refusals. Must not route, must not know upstream or the gate.
+complete, what comes behind an offer of another protocol, and who gets Go's refusals. Must not route, must not know
+upstream or the gate.
 
 It stands on names of aiohttp that are not documented (``RequestHandler``'s slots, ``request._message``); the tests of
 this module and of the relay fail if one of them changes.
@@ -38,6 +39,9 @@ LINGER_S: Final = 0.5
 rstAvoidanceDelay)."""
 
 
+_BLANK_LINE: Final = b"\r\n\r\n"
+
+
 class Flow(Protocol):
     """Whoever writes an answer to a client and can be told to wait."""
 
@@ -54,7 +58,17 @@ class Flow(Protocol):
 class ClientConnection(RequestHandler):
     """One client's connection."""
 
-    __slots__ = ("_dropping", "_flow", "_head_bytes", "_last_payload", "_left", "_server", "answer_begun", "saw_eof")
+    __slots__ = (
+        "_dropping",
+        "_flow",
+        "_head_bytes",
+        "_last_payload",
+        "_left",
+        "_offer",
+        "_server",
+        "answer_begun",
+        "saw_eof",
+    )
 
     def __init__(self, server: ProxyServer, *, loop: asyncio.AbstractEventLoop, **keywords: Any) -> None:
         super().__init__(server, loop=loop, **keywords)
@@ -63,6 +77,7 @@ class ClientConnection(RequestHandler):
         self._head_bytes = 0
         self._last_payload: StreamReader = EMPTY_PAYLOAD
         self._dropping = False
+        self._offer: _Offer | None = None
         self._left: asyncio.Future[None] | None = None
         self.answer_begun = False
         self.saw_eof = False
@@ -102,11 +117,11 @@ class ClientConnection(RequestHandler):
 
     def may_stay(self) -> bool:
         """Say whether the connection may serve more requests after this one."""
-        return bool(self._messages) or not (self.saw_eof or self._server.draining)
+        return bool(self._messages) or not (self.saw_eof or self._server.draining or self._dropping)
 
     def is_closing_down(self) -> bool:
-        """Say whether our own stop closes this connection behind the answer under way."""
-        return self._server.draining and not self._messages
+        """Say whether we ourselves close this connection behind the answer under way."""
+        return (self._server.draining or self._dropping) and not self._messages
 
     async def linger(self) -> None:
         """Send FIN, then read and drop until the client closes too, for ``LINGER_S`` at the longest."""
@@ -151,17 +166,24 @@ class ClientConnection(RequestHandler):
         """Parse, with Go's limit on the whole head and Go's refusals."""
         if self._dropping:
             return
-        if self._last_payload.is_eof():
+        self._parse(data)
+        while (self._offer is not None or self._upgraded) and (behind := self._behind_offer(data)):
+            data = behind
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        at_head = self._last_payload.is_eof()
+        if at_head:
             self._head_bytes += len(data)
         before = self._request_count
         super().data_received(data)
         if self._request_count != before:
-            self._screen(self._request_count - before)
+            self._screen(self._request_count - before, data if at_head else b"")
         elif self._head_bytes > HEAD_LIMIT_BYTES:
             self._refuse(431)
 
-    def _screen(self, count: int) -> None:
-        """Look at the ``count`` messages that have just come."""
+    def _screen(self, count: int, data: bytes) -> None:
+        """Look at the ``count`` messages that have just come; ``data`` is the read they came in, if no body did."""
         for position in range(-count, 0):
             message, payload = self._messages[position]
             if isinstance(message, _ErrInfo):
@@ -174,8 +196,33 @@ class ClientConnection(RequestHandler):
                 self._messages[position] = _error(405), EMPTY_PAYLOAD
             elif self._head_bytes > HEAD_LIMIT_BYTES and _head_bytes(message) > HEAD_LIMIT_BYTES:
                 self._messages[position] = _error(431), EMPTY_PAYLOAD
+            elif (message.chunked or message.upgrade) and (status := _misframed(message)):
+                self._messages[position] = _error(status), EMPTY_PAYLOAD
+            elif message.upgrade:
+                self._offer = _Offer(message, data if count == 1 else b"")
             self._last_payload = payload
         self._head_bytes = 0
+
+    def _behind_offer(self, data: bytes) -> bytes:
+        """Return what came behind a request that offers another protocol: the parser stops there, and we decline.
+
+        It hands that back for a websocket and forgets it for all others. Where it cannot be told what was forgotten,
+        the connection ends behind the answer.
+        """
+        behind: bytes | None = b""
+        if self._offer is not None:
+            behind = self._offer.split(data)
+            if not self._last_payload.is_eof():
+                return b""
+            self._offer = None
+        if self._upgraded and self._parser is not None:
+            self._parser.set_upgraded(False)
+            self._upgraded = False
+            behind, self._message_tail = self._message_tail, b""
+        elif behind is None or (behind and len(self._messages) + 1 >= self._max_msg_queue_size):
+            self._dropping = True  # with a full queue the parser forgets it later
+            return b""
+        return behind
 
     def _refuse(self, status: int) -> None:
         self._dropping = True
@@ -224,6 +271,35 @@ class ClientConnection(RequestHandler):
         return cast("web.StreamResponse", answer)
 
 
+class _Offer:
+    """A request that offers another protocol, while it is being read."""
+
+    __slots__ = ("_chunked", "_end", "_last_bytes")
+
+    def __init__(self, message: Any, data: bytes) -> None:
+        """``data`` is the read that its head came in, with nothing in front of it; else empty: then it is unknown."""
+        head = -1 if data[:1] in b"\r\n" else data.find(_BLANK_LINE)
+        self._chunked = bool(message.chunked)
+        self._last_bytes = b""
+        self._end = -1
+        if head >= 0:
+            self._end = head + len(_BLANK_LINE) + int(message.headers.get("Content-Length", "0"))
+
+    def split(self, data: bytes) -> bytes | None:
+        """Return what of the next read is behind the request, if the request ends in it; None if that is unknown.
+
+        The end of chunks is only known where a read ends with the first blank line in it.
+        """
+        end = self._end
+        if self._chunked:
+            self._end = 0
+            tail = self._last_bytes + data[max(end, 0) :]
+            self._last_bytes = tail[1 - len(_BLANK_LINE) :]
+            return b"" if 0 <= tail.find(_BLANK_LINE) == len(tail) - len(_BLANK_LINE) else None
+        self._end = end - len(data)
+        return data[end:] if end >= 0 else None
+
+
 def client_of(request: web.BaseRequest) -> ClientConnection:
     """Return the connection that a request came on."""
     return cast("ClientConnection", request.protocol)
@@ -238,6 +314,20 @@ def let_client_send(request: web.BaseRequest) -> None:
     expects = message.headers.get("Expect", "").lower() == "100-continue"
     if expects and message.version >= HttpVersion11 and not request.content.is_eof() and request.transport is not None:
         request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _misframed(message: Any) -> int:
+    """Return the status for a body that we and Go would not see the same end of, else 0.
+
+    Go takes chunks without any other coding, and in HTTP/1.0 it takes them for the next request (net/http:
+    transferReader.parseTransferEncoding).
+    """
+    codings = message.headers.getall("Transfer-Encoding", ())
+    if not codings:
+        return 0
+    if message.version is not HttpVersion11:
+        return 400
+    return 0 if message.chunked and len(codings) == 1 and codings[0].lower() == "chunked" else 501
 
 
 def _error(status: int) -> _ErrInfo:

@@ -54,6 +54,23 @@ async def error_answer(rig, request: web.BaseRequest, record) -> OwnAnswer:
             b"POST / HTTP/1.1\r\nHost: me\r\nTransfer-Encoding: gzip\r\n\r\n",
             refusal(b"501 Not Implemented", b"Unsupported transfer encoding"),
         ),
+        *[
+            (
+                b"POST / HTTP/1.1\r\nHost: me\r\n" + codings + b"\r\n\r\n0\r\n\r\n",
+                refusal(b"501 Not Implemented", b"Unsupported transfer encoding"),
+            )
+            for codings in (
+                b"Transfer-Encoding: gzip, chunked",
+                b"Transfer-Encoding: chunked, chunked",
+                b"Transfer-Encoding: gzip\r\nTransfer-Encoding: chunked",
+                b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: gzip",
+                b"Connection: Upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: ",
+            )
+        ],
+        (
+            b"POST / HTTP/1.0\r\nConnection: keep-alive\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+            refusal(b"400 Bad Request"),
+        ),
         (
             b"GET / HTTP/1.1\r\nHost: me\r\nA: " + b"x" * 1_100_000 + b"\r\n\r\n",
             refusal(b"431 Request Header Fields Too Large"),

@@ -19,6 +19,7 @@ REFUSED = {
     "a malformed head or body": b"GET / HTTP/1.1\r\n" + HOST + b"bad header: x\r\n\r\n",
     "no `Host` with HTTP/1.1": b"GET / HTTP/1.1\r\n\r\n",
     "another `Transfer-Encoding` than chunked": b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip\r\n\r\n",
+    "`Transfer-Encoding` with HTTP/1.0": b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "a head of more than 1 MiB": b"GET / HTTP/1.1\r\n" + HOST + (b"A: " + b"x" * 100_000 + b"\r\n") * 11 + b"\r\n",
     "a head of more than 10,000 lines": b"GET / HTTP/1.1\r\n" + HOST + b"A: b\r\n" * HEAD_LIMIT_LINES + b"\r\n",
     "HTTP/2 and later": b"GET / HTTP/2.0\r\n" + HOST + b"\r\n",

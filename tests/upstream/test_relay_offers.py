@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from tests.upstream.scripted import OK, Side, gated, passthrough, relaying
@@ -74,6 +76,82 @@ async def test_h2c_offer_becomes_a_plain_request_with_its_whole_body(handler, si
             b"POST /api/generate HTTP/1.1\r\nContent-Length: %d\r\nHost: %b\r\nUser-Agent: Java-http-client/17\r\n\r\n"
         )
         assert seen == [expected % (size, rig.authority) + body] * 2
+
+
+NEXT = b"GET /next HTTP/1.1\r\nHost: me\r\n\r\n"
+H2C_CHUNKED = H2C.replace(b"Content-Length: %d", b"Transfer-Encoding: chunked") + b"3\r\nabc\r\n"
+LAST_OK = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+
+def chunked(seen: list[bytes]):
+    async def script(side: Side) -> None:
+        while head := await side.head():
+            seen.append(head + (await side.until(b"0\r\n\r\n") if b"chunked" in head else b""))
+            await side.send_all(OK)
+
+    return script
+
+
+@pytest.mark.parametrize("size", [0, 20, 3000])
+@pytest.mark.parametrize("cut", [-1, 3, -70, -37])
+async def test_request_behind_an_h2c_offer_is_answered(size, cut):
+    seen: list[bytes] = []
+    async with relaying(answering_all(seen)) as rig:
+        client = await rig.client()
+        wire = H2C % size + b"b" * size + NEXT
+        if cut == 3:
+            cut = len(H2C % size) + size // 2
+        client.send(wire[:cut])
+        await asyncio.sleep(0.02)
+        client.send(wire[cut:])
+        assert await client.exactly(2 * len(OK)) == 2 * OK
+        assert [head.split(b" ", 2)[1] for head in seen] == [b"/api/generate", b"/next"]
+
+
+async def test_a_connection_ends_where_a_request_behind_an_offer_cannot_be_found():
+    for wire in (H2C_CHUNKED + b"0\r\n\r\n" + NEXT, H2C_CHUNKED + b"0\r\nA: b\r\n\r\n" + NEXT):
+        for cut in range(len(wire) - len(NEXT) - 5, len(wire) - 1, 3):
+            seen: list[bytes] = []
+            async with relaying(chunked(seen)) as rig:
+                client = await rig.client()
+                client.send(wire[:cut])
+                await asyncio.sleep(0.002)
+                client.send(wire[cut:])
+                if cut == len(wire) - len(NEXT):
+                    assert await client.exactly(2 * len(OK)) == 2 * OK
+                else:
+                    assert await client.rest() in (LAST_OK, OK)
+                    assert len(seen) == 1
+
+
+async def test_chunks_behind_an_offer_leave_the_connection_open():
+    seen: list[bytes] = []
+    async with relaying(chunked(seen)) as rig:
+        client = await rig.client()
+        for pieces in ([H2C_CHUNKED + b"0\r\n\r\n"], [H2C_CHUNKED, b"0\r\n\r\n"], [H2C_CHUNKED, b"0\r\n", b"\r\n"]):
+            for piece in pieces:
+                client.send(piece)
+                await asyncio.sleep(0.01)
+            assert await client.exactly(len(OK)) == OK
+        assert len(seen) == 3
+
+
+@pytest.mark.parametrize("offer", [WEBSOCKET, H2C % 0])
+async def test_any_number_of_offers_is_answered_or_ends_the_connection(offer):
+    seen: list[bytes] = []
+    async with relaying(answering_all(seen)) as rig:
+        client = await rig.client()
+        client.send(offer * 100 + b"GET /end HTTP/1.1\r\nHost: me\r\nConnection: close\r\n\r\n")
+        answers = await client.rest()
+        assert answers == OK * (len(seen) - 1) + (OK if seen[-1].startswith(b"GET /end") else LAST_OK)
+
+
+async def test_request_behind_a_websocket_offer_is_looked_at_like_any_other():
+    seen: list[bytes] = []
+    async with relaying(answering_all(seen)) as rig:
+        answer = await rig.ask(WEBSOCKET + b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+        assert answer.startswith(OK + b"HTTP/1.1 400 Bad Request\r\n")
+        assert len(seen) == 1
 
 
 async def test_connect_is_answered_by_us():

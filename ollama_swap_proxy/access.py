@@ -13,6 +13,10 @@ import socket
 from collections.abc import Iterable
 
 from ollama_swap_proxy.addresses import Address
+from ollama_swap_proxy.errors import MARK
+
+TURNED_AWAY = (MARK, "host_not_allowed")
+"""The header that marks the empty 403 of ours."""
 
 _LOCAL_NAMES = ("localhost",)
 _LOCAL_SUFFIXES = (".localhost", ".local", ".internal")

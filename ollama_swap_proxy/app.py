@@ -15,7 +15,7 @@ import structlog
 from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 
-from ollama_swap_proxy.access import HostGuard
+from ollama_swap_proxy.access import TURNED_AWAY, HostGuard
 from ollama_swap_proxy.bodies import Body, read_intent
 from ollama_swap_proxy.config import Settings
 from ollama_swap_proxy.core import endpoints, events, json_fields, names
@@ -23,14 +23,13 @@ from ollama_swap_proxy.core.endpoints import Dialect, Endpoint
 from ollama_swap_proxy.core.requests import Intent, Kind, surely_refused_by
 from ollama_swap_proxy.core.tickets import LoadRecipe, Ticket, Variant
 from ollama_swap_proxy.core.variants import load_recipe, variant_options
-from ollama_swap_proxy.errors import MARK, ProxyError
+from ollama_swap_proxy.errors import ProxyError
 from ollama_swap_proxy.gate import Gate, Held
 from ollama_swap_proxy.http_server import Answer, OwnAnswer, client_of, let_client_send
 from ollama_swap_proxy.upstream.catalog import Catalog, Entry
 from ollama_swap_proxy.upstream.control import ControlError
 from ollama_swap_proxy.upstream.relay import Exchange, Relay
 
-HOST_NOT_ALLOWED: Final = "host_not_allowed"
 INTERNAL_ERROR: Final = "internal_error"
 
 FRESH_ENTRY_S: Final = 1.0
@@ -93,8 +92,8 @@ class App:
         journey = Journey(self._gate.next_id(), message.method, message.path, dialect, client, began_at)
         try:
             if not self._guard.allows(message.headers.get("Host", "")):
-                journey.error, journey.exchange.status = HOST_NOT_ALLOWED, 403
-                return OwnAnswer(403, [(MARK, HOST_NOT_ALLOWED)], b"")  # an empty body, as Ollama's own
+                journey.error, journey.exchange.status = TURNED_AWAY[1], 403
+                return OwnAnswer(403, [TURNED_AWAY], b"")  # an empty body, as Ollama's own
             if endpoint is not None:
                 return await self._gated(request, endpoint, journey)
             if endpoints.changes_library(message.method, message.path):

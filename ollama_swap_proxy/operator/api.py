@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable
 
 from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
 
 from ollama_swap_proxy import __version__
+from ollama_swap_proxy.access import TURNED_AWAY, HostGuard
 from ollama_swap_proxy.config import Settings
 from ollama_swap_proxy.core.snapshot import Snapshot
 
@@ -62,6 +64,18 @@ def operator_app(snapshot: Callable[[], Snapshot], settings: Settings) -> web.Ap
         about = {"version": __version__, "upstream": upstream, "uptime_s": round(time.monotonic() - started, 3)}
         return web.json_response({**about, **dataclasses.asdict(snapshot())})
 
-    app = web.Application()
+    app = web.Application(middlewares=[_only_for(HostGuard(settings.admin, settings.allowed_hosts))])
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/v1/snapshot", show_snapshot)])
     return app
+
+
+def _only_for(guard: HostGuard) -> Middleware:
+    """Keep web pages out that reach us by DNS rebinding, as the proxy port does."""
+
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if not guard.allows(request.headers.get("Host", "")):
+            return web.Response(status=403, headers=[TURNED_AWAY])
+        return await handler(request)
+
+    return check

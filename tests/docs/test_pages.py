@@ -121,10 +121,16 @@ def _texts(tree: ast.Module, value: ast.expr | None) -> Iterator[str]:
                 yield from _texts(tree, node.value)
 
 
+def _is_pattern(call: ast.Call) -> bool:
+    return ast.unparse(call.func) == "re.compile"
+
+
 def test_no_text_of_ours_makes_the_ollama_cli_start_a_server_of_its_own() -> None:
     for path in OURS:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         documentation = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        patterns = [node.args for node in ast.walk(tree) if isinstance(node, ast.Call) and _is_pattern(node)]
+        documentation.update(id(argument) for arguments in patterns for argument in arguments)
         for node in ast.walk(tree):
             if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in documentation:
                 said = node.value.lower()

@@ -87,3 +87,10 @@ def test_unknown_residency_shows_with_its_reason():
     scheduler.handle(ResidencyUnknown(0.0, "late"), 2.0)
     scheduler.handle(Stopping(), 2.0)
     assert scheduler.snapshot(2.0).unknown == "late"
+
+
+async def test_a_web_page_that_rebinds_a_name_sees_nothing():
+    async with TestClient(TestServer(operator_app(seen, Settings()))) as client:
+        answer = await client.get("/v1/snapshot", headers={"Host": "evil.test"})
+        assert (answer.status, await answer.text()) == (403, "")
+        assert answer.headers["X-Ollama-Swap-Proxy-Error"] == "host_not_allowed"

@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import quopri
 import tempfile
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from typing import IO, TYPE_CHECKING, cast
+from typing import IO, cast
 from urllib.parse import parse_qsl
 
 import zstandard
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
 
-from ollama_swap_proxy.core import json_fields, requests
+from ollama_swap_proxy.core import forms, json_fields, requests
 from ollama_swap_proxy.core.endpoints import Endpoint
 from ollama_swap_proxy.core.skeleton import VALUE_LIMIT_BYTES, Skeleton, Unreadable
 from ollama_swap_proxy.errors import ProxyError
-
-if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks
 
 SYNCHRONOUS_LIMIT_BYTES = 16 * 1024
 """Bodies up to this size are read in one go; the worst of them (nothing but tiny keys) takes about 1.5 ms."""
@@ -38,9 +32,6 @@ ZSTD_WINDOW_LIMIT_BYTES = 8 * 1024 * 1024
 """Ollama's own limits (server/cloud_proxy.go:40, 82)."""
 
 _WRITE_BYTES = 1024 * 1024
-_FORM_SLICE_BYTES = 1024
-_FORM_HEADERS_A_PAUSE = 50
-_FORM_MODEL_LIMIT_BYTES = 2048
 
 
 class Body:
@@ -245,83 +236,30 @@ class _Rewound:
 
 async def _read_form(target: bytes | str, content_type: str, body: Body) -> requests.Intent:
     """Find the model of a transcription: ``?model=`` wins over the first field (middleware/openai.go:1285)."""
-    kind, parameters = parse_options_header(content_type)
-    if kind.lower() not in {b"multipart/form-data", b"multipart/mixed"} or not parameters.get(b"boundary"):
-        return requests.refusal("no multipart form")
     query = (target if isinstance(target, str) else target.decode("latin-1")).partition("?")[2]
-    in_query = [value for name, value in parse_qsl(query, keep_blank_values=True) if name == "model"]
-    if in_query:
-        return requests.judge_form(in_query[0])
-    field = _ModelField()
-    parser = MultipartParser(parameters[b"boundary"], field.callbacks())
+    in_query = [value for name, value in parse_qsl(query, keep_blank_values=True) if name == "model"][:1]
+    kind, parameters = forms.parse_parameters(content_type)
+    if kind != "multipart/form-data" or (parameters is not None and "boundary" not in parameters):
+        return requests.refusal("no multipart form")
     try:
-        async for data in body.chunks(SLICE_BYTES):
-            await _feed(parser, data, field)
-            if field.model is not None:
-                break
-    except FormParserError as problem:
+        form = await _parse_form(parameters, body)
+    except forms.BadForm as problem:
         return requests.refusal(f"multipart form: {problem}")
-    return requests.judge_form((field.model or b"").decode("utf-8", "replace"))
+    except forms.UnreadableForm as problem:
+        if not in_query:
+            raise _unreadable(f"its form has {problem}") from None
+        return requests.judge_form(in_query[0])
+    return requests.judge_form(*(in_query or [form.model]), has_audio=form.has_audio)
 
 
-async def _feed(parser: MultipartParser, data: bytes, field: _ModelField) -> None:
-    """Parse a slice in small steps: a file costs little, but headers cost some 10 us each."""
-    headers = field.headers_seen
-    for start in range(0, len(data), _FORM_SLICE_BYTES):
-        parser.write(data[start : start + _FORM_SLICE_BYTES])
-        if field.model is not None:
-            return
-        if field.headers_seen - headers >= _FORM_HEADERS_A_PAUSE:
+async def _parse_form(parameters: Mapping[str, str] | None, body: Body) -> forms.Form:
+    if not parameters or not parameters["boundary"]:
+        raise forms.UnreadableForm("an odd Content-Type")
+    reader = forms.FormReader(parameters["boundary"])
+    async for data in body.chunks(SLICE_BYTES):
+        for _ in reader.feed(data):
             await asyncio.sleep(0)
-            headers = field.headers_seen
-    await asyncio.sleep(0)
-
-
-class _ModelField:
-    """Watches a multipart form go by for the first plain field named ``model``, as Go's mime/multipart sees it."""
-
-    def __init__(self) -> None:
-        self.model: bytes | None = None
-        self.headers_seen = 0
-        self._header = bytearray()
-        self._value = bytearray()
-        self._headers: dict[bytes, bytes] = {}
-        self._data: bytearray | None = None
-
-    def callbacks(self) -> MultipartCallbacks:
-        return {
-            "on_part_begin": self._part_begins,
-            "on_header_begin": self._header_begins,
-            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-            "on_header_end": self._header_ends,
-            "on_headers_finished": self._headers_end,
-            "on_part_data": self._data_comes,
-            "on_part_end": self._part_ends,
-        }
-
-    def _part_begins(self) -> None:
-        self._headers = {}
-        self._data = None
-
-    def _header_begins(self) -> None:
-        self._header.clear()
-        self._value.clear()
-
-    def _header_ends(self) -> None:
-        self.headers_seen += 1
-        self._headers.setdefault(bytes(self._header).lower(), bytes(self._value))
-
-    def _headers_end(self) -> None:
-        kind, parameters = parse_options_header(self._headers.get(b"content-disposition", b""))
-        if kind == b"form-data" and parameters.get(b"name") == b"model" and not parameters.get(b"filename"):
-            self._data = bytearray()
-
-    def _data_comes(self, data: bytes, start: int, end: int) -> None:
-        if self._data is not None and len(self._data) < _FORM_MODEL_LIMIT_BYTES:
-            self._data += data[start:end]
-
-    def _part_ends(self) -> None:
-        if self._data is not None and self.model is None:
-            encoding = self._headers.get(b"content-transfer-encoding", b"").lower()
-            self.model = quopri.decodestring(self._data) if encoding == b"quoted-printable" else bytes(self._data)
+        if reader.is_finished:
+            break
+        await asyncio.sleep(0)
+    return reader.end()

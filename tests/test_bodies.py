@@ -267,8 +267,8 @@ async def test_the_query_wins_over_the_form():
 async def test_a_file_called_model_or_a_field_in_other_case_is_no_model():
     as_file = ('Content-Disposition: form-data; name="model"; filename="x"', b"a")
     other_case = ('Content-Disposition: form-data; name="Model"', b"b")
-    assert (await form_intent(form(as_file, other_case, MODEL))).name == "whisper:latest"
-    assert (await form_intent(form(as_file, other_case))).kind is Kind.SURE_REFUSAL
+    assert (await form_intent(form(as_file, other_case, MODEL, FILE))).name == "whisper:latest"
+    assert (await form_intent(form(as_file, other_case, FILE))).kind is Kind.SURE_REFUSAL
 
 
 async def test_a_quoted_printable_field_is_decoded_as_go_does():
@@ -282,3 +282,37 @@ async def test_a_quoted_printable_field_is_decoded_as_go_does():
 async def test_what_is_no_multipart_form_is_a_sure_refusal(content_type):
     found = await form_intent(b"model=x", headers={"Content-Type": content_type})
     assert found.kind is Kind.SURE_REFUSAL
+
+
+async def test_without_a_recording_a_transcription_is_a_sure_refusal_whatever_names_the_model():
+    for data in (form(MODEL), form(MODEL, (FILE[0], b"")), b"hello"):
+        for target in ("/v1/audio/transcriptions", "/v1/audio/transcriptions?model=b"):
+            assert (await form_intent(data, target)).kind is Kind.SURE_REFUSAL
+
+
+@pytest.mark.parametrize(
+    ("data", "content_type"),
+    [
+        (form(("X: y\r\nContent-Disposition: form-data; name*0=mo; name*1=del", b"a"), FILE), FORM["Content-Type"]),
+        (form(MODEL, FILE), "multipart/form-data; boundary=B; boundary=C"),
+        (form(MODEL, FILE), 'multipart/form-data; boundary=""'),
+    ],
+)
+async def test_a_form_that_cannot_be_read_for_certain_is_refused_unless_the_query_names_the_model(data, content_type):
+    headers = {"Content-Type": content_type}
+    with pytest.raises(ProxyError) as caught:
+        await form_intent(data, headers=headers)
+    assert (caught.value.code, caught.value.status) == ("model_unreadable", 400)
+    found = await form_intent(data, "/v1/audio/transcriptions?model=b", headers)
+    assert (found.kind, found.name) == (Kind.LEASE, "b:latest")
+
+
+async def test_a_boundary_in_another_coding_or_of_any_length_is_read():
+    data = form(MODEL, FILE)
+    for boundary in ("boundary*=UTF-8''B", "BOUNDARY = B;"):
+        found = await form_intent(data, headers={"Content-Type": f"multipart/form-data; {boundary}"})
+        assert found.name == "whisper:latest"
+    long = "B" * 300
+    headers = {"Content-Type": f"multipart/form-data; boundary={long}"}
+    assert (await form_intent(data.replace(b"--B", b"--" + long.encode()), headers=headers)).name == "whisper:latest"
+    assert (await form_intent(b"hello", headers=headers)).kind is Kind.SURE_REFUSAL

@@ -100,11 +100,13 @@ def refusal(reason: str, model: str = "") -> Intent:
     return Intent(Kind.SURE_REFUSAL, model=model, reason=reason)
 
 
-def judge_form(model: str) -> Intent:
-    """Judge a transcription by the ``model`` of its form or query, empty if there is none."""
+def judge_form(model: str, *, has_audio: bool = True) -> Intent:
+    """Judge a transcription by the ``model`` of its form or query, empty for none (middleware/openai.go:1277)."""
     parsed = names.parse(model)
     if isinstance(parsed, names.InvalidName):
         return refusal(parsed.reason, model)
+    if not has_audio:
+        return refusal("file is missing or empty", model)
     if isinstance(parsed, names.CloudName):
         return Intent(Kind.CLOUD, model, parsed.canonical)
     return Intent(Kind.LEASE, model, parsed.canonical)

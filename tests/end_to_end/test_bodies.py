@@ -297,6 +297,27 @@ def form(model: str | None, size: int = 3000) -> aiohttp.FormData:
     return data
 
 
+FLOOD = b",".join([b'"system":"","template":""'] * 4000)
+REST = b'"stream":false,"options":{"num_predict":2},"prompt":"x"'
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"a",' + FLOOD + b"," + REST + b',"model":"b"}',
+        b'{"system":"' + b"x" * 20_000 + b'",' + REST + b',"model":"' + b" " * 3000 + b'b"}',
+    ],
+    ids=["flood of fields", "blanks around the name"],
+)
+async def test_an_odd_json_body_takes_a_lease_on_the_model_that_ollama_loads(stage, body):
+    await stage.served("a")
+    async with stage.streaming("a", tokens=20):
+        answer = await stage.post("/api/generate", body)
+    assert answer.status == 200
+    assert stage.loads == ["a", "b"]
+    assert stage.evictions_by_ollama == []
+
+
 @pytest.mark.parametrize("where", ["form", "query", "both"])
 async def test_the_model_of_a_transcription_is_found_in_the_form_or_the_query(stage, where):
     await stage.served("a")

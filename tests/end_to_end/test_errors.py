@@ -65,6 +65,15 @@ def check_all(answers: dict[str, Answer], status: int, code: str, said: str, *, 
         assert said in check(path, answer, status, code, retry=retry)
 
 
+async def test_model_unreadable():
+    """Nobody's request: a model behind more blanks than we keep. Passed on, Ollama would load it when it pleases."""
+    name = " " * 20_000 + "b"
+    async with staged() as stage:
+        await stage.served("a")
+        check_all(await ask_all(stage, name), 400, "model_unreadable", "cannot tell which model", retry=False)
+        assert stage.loads == ["a"]
+
+
 async def test_upstream_down():
     async with staged(away=True) as stage:
         check_all(await ask_all(stage, "a"), 502, "upstream_down", "Ollama does not answer")

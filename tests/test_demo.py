@@ -59,7 +59,7 @@ async def test_ctrl_c_ends_it_with_the_figures_so_far():
 
 async def test_on_a_terminal_both_cards_are_shown_while_it_runs():
     console = Console(file=io.StringIO(), width=80, height=40, force_terminal=True, color_system=None)
-    assert await demo.run(time_scale=0.05, console=console) == 0
+    assert await demo.run(time_scale=0.15, console=console) == 0
     assert re.search(r"Ollama alone +(loading )?llama3.1", _printed(console))
 
 

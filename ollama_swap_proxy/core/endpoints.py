@@ -1,6 +1,6 @@
 """Which route a request is for, judged as Ollama judges it (Go's net/http mux, then gin), and whose dialect it speaks.
 
-Owns the table of the ten gated routes. Must not look into bodies (`json_fields`, `requests`) and must not answer.
+Owns the table of the gated routes. Must not look into bodies (`json_fields`, `requests`) and must not answer.
 Facts: server/routes.go:1876-1926; recorded in tests/transcripts/routing.json and generate_chat.json.
 """
 
@@ -49,6 +49,9 @@ V1_COMPLETIONS = Endpoint("/v1/completions", Dialect.OPENAI, takes_zstd=True)
 V1_EMBEDDINGS = Endpoint("/v1/embeddings", Dialect.OPENAI, takes_zstd=True)
 V1_RESPONSES = Endpoint("/v1/responses", Dialect.OPENAI, takes_zstd=True)
 V1_MESSAGES = Endpoint("/v1/messages", Dialect.ANTHROPIC, takes_zstd=True)
+V1_IMAGES = Endpoint("/v1/images/generations", Dialect.OPENAI, takes_zstd=True)
+V1_IMAGE_EDITS = Endpoint("/v1/images/edits", Dialect.OPENAI, takes_zstd=True)
+"""Ollama 0.15 to 0.32.5 had these two; others answer 404."""
 V1_TRANSCRIPTIONS = Endpoint("/v1/audio/transcriptions", Dialect.OPENAI, is_form=True)
 
 GATED = (
@@ -61,6 +64,8 @@ GATED = (
     V1_EMBEDDINGS,
     V1_RESPONSES,
     V1_MESSAGES,
+    V1_IMAGES,
+    V1_IMAGE_EDITS,
     V1_TRANSCRIPTIONS,
 )
 

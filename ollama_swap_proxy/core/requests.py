@@ -27,13 +27,19 @@ _NUMBER_OPTIONS = frozenset(
         *("repeat_penalty", "presence_penalty", "frequency_penalty"),
     }
 )
+_SAME_AS_ABSENT_WHEN_NULL = frozenset({"num_ctx", "num_gpu", "main_gpu", "use_mmap", "num_thread"})
+"""A null leaves an option at its default. Of the others Ollama also asks whether they are there: they then load anew
+(server/routes.go:138, 162). It asks so of num_ctx, too, but only where memory ran out is the outcome another."""
+
 _BOOLEAN_OPTIONS = frozenset({"use_mmap"})
 """Options whose type Ollama checks, in all releases alike (an option that a release does not know is ignored)."""
 
 _NATIVE_COMPLETING = frozenset({endpoints.GENERATE, endpoints.CHAT})
 _EMBEDDING = frozenset({endpoints.EMBED, endpoints.EMBEDDINGS, endpoints.V1_EMBEDDINGS})
 _WITH_PROMPT = frozenset({endpoints.GENERATE, endpoints.EMBEDDINGS, endpoints.V1_COMPLETIONS})
+_IMAGES = frozenset({endpoints.V1_IMAGES, endpoints.V1_IMAGE_EDITS})
 _COMPLETION = frozenset({"completion"})
+_IMAGE = frozenset({"image"})
 _NO_OPTIONS: Mapping[str, object] = {}
 _STRING, _BOOLEAN, _NUMBER, _ARRAY, _OBJECT = (str,), (bool,), (int, float), (list,), (tuple,)
 _NATIVE_TYPES: Mapping[str, tuple[type, ...]] = {"model": _STRING, "options": _OBJECT}
@@ -48,6 +54,8 @@ _TYPES: Mapping[Endpoint, Mapping[str, tuple[type, ...]]] = {
     endpoints.V1_COMPLETIONS: {**_V1_TYPES, "max_tokens": _NUMBER},
     endpoints.V1_EMBEDDINGS: {"model": _STRING},
     endpoints.V1_RESPONSES: _V1_TYPES,
+    endpoints.V1_IMAGES: {"model": _STRING},
+    endpoints.V1_IMAGE_EDITS: {"model": _STRING},
     endpoints.V1_MESSAGES: {**_V1_TYPES, "messages": _ARRAY, "max_tokens": _NUMBER},
 }
 """Fields whose Go type has been the same for as long as they exist; the others are left to Ollama."""
@@ -91,8 +99,11 @@ class Intent:
 
 
 def surely_refused_by(intent: Intent, capabilities: Collection[str] | None) -> bool:
-    """Say whether Ollama is certain to refuse this of a model with these capabilities (None: not known)."""
-    return capabilities is not None and not intent.needs <= frozenset(capabilities)
+    """Say whether Ollama is certain to refuse this of a model with these capabilities (None: not known).
+
+    Of a model that makes images nothing is certain: up to 0.32.5 /api/generate serves it without any other capability.
+    """
+    return capabilities is not None and "image" not in capabilities and not intent.needs <= frozenset(capabilities)
 
 
 def refusal(reason: str, model: str = "") -> Intent:
@@ -211,6 +222,8 @@ def _needs(endpoint: Endpoint, fields: Fields) -> frozenset[str]:
     """Return the capabilities that Ollama checks before it schedules. Embedding checks none: completers embed too."""
     if endpoint in _EMBEDDING:
         return frozenset()
+    if endpoint in _IMAGES:
+        return _IMAGE
     needs = _COMPLETION
     if fields.plain("suffix") and (endpoint is endpoints.GENERATE or endpoint is endpoints.V1_COMPLETIONS):
         needs |= {"insert"}
@@ -222,8 +235,12 @@ def _needs(endpoint: Endpoint, fields: Fields) -> frozenset[str]:
 
 
 def _options(endpoint: Endpoint, fields: Fields, given: Mapping[str, object]) -> dict[str, object]:
-    """Return the runner options of the request; only native routes can set any."""
-    options = {name: given[name] for name in RUNNER_OPTIONS if name in given} if given else {}
+    """Return the runner options of the request that have an effect; only native routes can set any."""
+    options = {
+        name: given[name]
+        for name in (RUNNER_OPTIONS if given else ())
+        if name in given and not (given[name] is None and name in _SAME_AS_ABSENT_WHEN_NULL)
+    }
     if endpoint in _NATIVE_COMPLETING:
         shift = fields.nullable("shift")
         if isinstance(shift, bool):

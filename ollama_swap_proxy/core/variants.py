@@ -16,17 +16,19 @@ from ollama_swap_proxy.core.tickets import LoadRecipe
 
 _SPELLED = (*RUNNER_OPTIONS, "shift")
 _HUGE = 2**63
+_LOADED_BY_THEMSELVES = frozenset({endpoints.V1_TRANSCRIPTIONS, endpoints.V1_IMAGES, endpoints.V1_IMAGE_EDITS})
 
 
 def variant_options(model_parameters: Mapping[str, object], request_options: Mapping[str, object]) -> str:
     """Return the canonical spelling of the effective runner options, like ``num_ctx=8192,shift=false``; empty for none.
 
-    The model's own parameters are overlaid by the request's. An absent option is a value of its own, never equal to an
-    explicit default: Ollama reloads for explicit-then-absent (transcript num_ctx_reload). Values may be JSON values or
-    text as /api/show prints it.
+    The model's own parameters are overlaid by the request's. An absent option is a value of its own: Ollama reloads for
+    explicit-then-absent (transcript num_ctx_reload). Only the defaults that it compares as plain numbers are the same
+    as absent: a negative num_gpu, num_thread 0. Values may be JSON values or text as /api/show prints it.
     """
     effective = {**model_parameters, **request_options}
-    return ",".join(f"{name}={_spell(effective[name])}" for name in _SPELLED if name in effective)
+    spelled = ((name, _spell(effective[name])) for name in _SPELLED if name in effective)
+    return ",".join(f"{name}={value}" for name, value in spelled if not _is_default(name, value))
 
 
 def load_recipe(
@@ -40,7 +42,7 @@ def load_recipe(
     ``options`` are those that the request gave (`requests.Intent.options`); the model's own apply by themselves.
     ``capabilities`` None: not known. The request carries no keep_alive, which would be sticky on the runner.
     """
-    if endpoint is endpoints.V1_TRANSCRIPTIONS or not all(_is_sendable(value) for value in options.values()):
+    if endpoint in _LOADED_BY_THEMSELVES or not all(_is_sendable(value) for value in options.values()):
         return None
     body: dict[str, object] = {"model": name}
     runner_options = {key: value for key, value in options.items() if key != "shift"}
@@ -68,6 +70,11 @@ def _spell(value: object) -> str:
         except (OverflowError, ValueError):
             return "huge"
     return "other"
+
+
+def _is_default(name: str, spelled: str) -> bool:
+    """Say whether this means the same as no such option, in every release (api/types.go:1117, server/sched.go:1408)."""
+    return (name == "num_gpu" and spelled.startswith("-")) or (name == "num_thread" and spelled == "0")
 
 
 def _from_text(text: str) -> object:

@@ -17,6 +17,8 @@ GATED_PATHS = [
     "/v1/embeddings",
     "/v1/responses",
     "/v1/messages",
+    "/v1/images/generations",
+    "/v1/images/edits",
     "/v1/audio/transcriptions",
 ]
 
@@ -109,5 +111,5 @@ def test_what_changes_the_library_is_told_apart_from_what_reads_it():
 
 
 def test_only_v1_json_routes_take_zstd_and_only_native_ones_have_options():
-    assert [e.path for e in endpoints.GATED if e.takes_zstd] == GATED_PATHS[4:9]
+    assert [e.path for e in endpoints.GATED if e.takes_zstd] == GATED_PATHS[4:11]
     assert [e.path for e in endpoints.GATED if e.is_native] == GATED_PATHS[:4]

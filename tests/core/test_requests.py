@@ -15,7 +15,7 @@ from hypothesis import given
 from ollama_swap_proxy.bodies import Body, read_intent
 from ollama_swap_proxy.core import endpoints, json_fields
 from ollama_swap_proxy.core.endpoints import Endpoint
-from ollama_swap_proxy.core.requests import Intent, Kind, judge, judge_form, surely_refused_by
+from ollama_swap_proxy.core.requests import RUNNER_OPTIONS, Intent, Kind, judge, judge_form, surely_refused_by
 from tests.core.documents import bodies
 
 TRANSCRIPTS = Path(__file__).parents[1] / "transcripts"
@@ -201,11 +201,17 @@ def test_options_and_shift_are_told_as_the_request_gave_them():
     body = {
         "model": "m",
         "shift": False,
-        "options": {"num_ctx": 8192, "num_gpu": None, "temperature": 1, "NUM_BATCH": 1},
+        "options": {"num_ctx": 8192, "num_gpu": -1, "temperature": 1, "NUM_BATCH": 1},
     }
-    assert intent(endpoints.GENERATE, body).options == {"num_ctx": 8192, "num_gpu": None, "shift": False}
-    assert intent(endpoints.EMBED, body).options == {"num_ctx": 8192, "num_gpu": None}
+    assert intent(endpoints.GENERATE, body).options == {"num_ctx": 8192, "num_gpu": -1, "shift": False}
+    assert intent(endpoints.EMBED, body).options == {"num_ctx": 8192, "num_gpu": -1}
     assert intent(endpoints.V1_COMPLETIONS, body).options == {}
+
+
+def test_nulls_are_options_only_where_ollama_asks_whether_they_are_there():
+    nulls = dict.fromkeys(RUNNER_OPTIONS)
+    found = intent(endpoints.GENERATE, {"model": "m", "options": nulls})
+    assert found.options == {"num_batch": None, "draft_num_predict": None}
 
 
 @pytest.mark.parametrize(
@@ -219,13 +225,16 @@ def test_options_and_shift_are_told_as_the_request_gave_them():
         (endpoints.V1_MESSAGES, {"messages": [1], "max_tokens": 1, "tools": [{}]}, {"completion"}),
         (endpoints.EMBED, {}, set()),
         (endpoints.V1_EMBEDDINGS, {"input": "x"}, set()),
+        (endpoints.V1_IMAGES, {}, {"image"}),
+        (endpoints.V1_IMAGE_EDITS, {}, {"image"}),
     ],
 )
 def test_needed_capabilities_are_those_that_ollama_checks(endpoint, body, needs):
     found = intent(endpoint, {"model": "m", **body})
     assert found.needs == needs
     assert not surely_refused_by(found, None)
-    assert not surely_refused_by(found, ["completion", "tools", "thinking", "insert", "vision"])
+    assert surely_refused_by(found, ["completion", "tools", "thinking", "insert", "vision"]) is (needs == {"image"})
+    assert not surely_refused_by(found, ["image"])
     assert surely_refused_by(found, ["embedding"]) is bool(needs)
 
 

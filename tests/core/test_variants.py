@@ -18,8 +18,8 @@ from ollama_swap_proxy.core.variants import load_recipe, variant_options
         ({}, {"shift": False, "num_ctx": 8192}, "num_ctx=8192,shift=false"),
         ({"num_ctx": "4096", "use_mmap": "true"}, {}, "num_ctx=4096,use_mmap=true"),
         ({"num_ctx": 4096}, {"num_ctx": 8192.9}, "num_ctx=8192"),
-        ({"num_ctx": 4096}, {"num_ctx": None}, "num_ctx=null"),
-        ({}, {"num_gpu": -1, "main_gpu": 0}, "num_gpu=-1,main_gpu=0"),
+        ({"num_batch": 64}, {"num_batch": None}, "num_batch=null"),
+        ({}, {"num_gpu": 0, "main_gpu": 0}, "num_gpu=0,main_gpu=0"),
         ({}, {"num_ctx": float("inf")}, "num_ctx=huge"),
         ({}, {"num_ctx": 10**400}, "num_ctx=huge"),
         ({"num_ctx": "many"}, {}, "num_ctx=other"),
@@ -29,8 +29,17 @@ def test_effective_options_have_one_spelling(own, requested, spelled):
     assert variant_options(own, requested) == spelled
 
 
-def test_absent_is_never_equal_to_an_explicit_default():
-    assert variant_options({}, {}) != variant_options({}, {"num_gpu": -1})
+@pytest.mark.parametrize("options", [{"num_gpu": -1}, {"num_gpu": -2.0}, {"num_thread": 0}, {"num_thread": 0.5}])
+def test_defaults_that_ollama_compares_as_numbers_are_the_same_as_absent(options):
+    assert variant_options({}, options) == ""
+    assert variant_options({"num_gpu": 20, "num_thread": 8}, options) != variant_options(
+        {"num_gpu": 20, "num_thread": 8}, {}
+    )
+
+
+@pytest.mark.parametrize("options", [{"num_ctx": 4096}, {"num_batch": 512}, {"main_gpu": 0}, {"num_gpu": 0}])
+def test_other_explicit_defaults_are_never_the_same_as_absent(options):
+    assert variant_options({}, options) != variant_options({}, {})
 
 
 def recipe(endpoint, options=None, capabilities=("completion",)):
@@ -46,10 +55,10 @@ def test_completers_are_loaded_by_generate_without_a_prompt_and_without_keep_ali
 
 
 def test_the_request_s_own_options_and_shift_go_along():
-    options = {"num_ctx": 8192, "num_gpu": None, "shift": False}
+    options = {"num_ctx": 8192, "num_batch": None, "shift": False}
     assert recipe(endpoints.CHAT, options) == (
         "/api/generate",
-        {"model": "small:latest", "options": {"num_ctx": 8192, "num_gpu": None}, "shift": False, "stream": False},
+        {"model": "small:latest", "options": {"num_ctx": 8192, "num_batch": None}, "shift": False, "stream": False},
     )
     assert recipe(endpoints.EMBED, {"num_ctx": 512}) == (
         "/api/embed",
@@ -66,7 +75,8 @@ def test_embedders_are_loaded_by_embed_with_nothing_to_embed():
 
 
 def test_what_no_empty_request_loads_is_loaded_by_its_first_request():
-    assert recipe(endpoints.V1_TRANSCRIPTIONS) is None
+    for endpoint in (endpoints.V1_TRANSCRIPTIONS, endpoints.V1_IMAGES, endpoints.V1_IMAGE_EDITS):
+        assert recipe(endpoint, capabilities=None) is None
     assert recipe(endpoints.CHAT, capabilities=["image"]) is None
     assert recipe(endpoints.CHAT, capabilities=["completion", "image"]) is None
     assert recipe(endpoints.CHAT, {"num_ctx": float("inf")}) is None

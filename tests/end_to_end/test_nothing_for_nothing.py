@@ -57,6 +57,8 @@ LOADS_NOTHING = {
     "unload of a model that is not resident": ("/api/generate", {"model": "b", "keep_alive": 0}),
     "unload by chat": ("/api/chat", {"model": "b", "messages": [], "keep_alive": "0s"}),
     "unload of an unknown model": ("/api/generate", {"model": "nobody", "keep_alive": 0}),
+    "images": ("/v1/images/generations", {"model": "b", "prompt": "x"}),
+    "edited images": ("/v1/images/edits", {"model": "b", "prompt": "x"}),
     "no form": ("/v1/audio/transcriptions", b"hello"),
 }
 """Each by what is odd about it; ``b`` exists and is not resident."""

@@ -31,6 +31,15 @@ async def test_an_ollama_whose_reports_race_its_unloads_is_asked_twice_and_rarel
         assert_clean(stage)
 
 
+@pytest.mark.parametrize(
+    "options", [{"num_ctx": None}, {"use_mmap": None}, {"num_gpu": -1}, {"num_thread": 0}], ids=str
+)
+async def test_options_that_change_nothing_cost_no_load(stage, options):
+    for given in ({}, options, {}, options):
+        await stage.served("a", options=dict(given))
+    assert stage.loads == ["a"]
+
+
 async def test_a_burst_over_three_models_costs_three_loads(stage):
     await asyncio.gather(*(stage.served("abc"[number % 3]) for number in range(12)))
     assert sorted(stage.loads) == list("abc")

@@ -218,7 +218,8 @@ def parse_parameters(text: str) -> tuple[str, Mapping[str, str] | None]:
     found: dict[str, str] = {}
     extended: dict[str, str] = {}
     position = len(before)
-    while text[position:].strip() not in {"", ";"}:
+    text = text.rstrip().removesuffix(";").rstrip()
+    while position < len(text):
         parameter = _PARAMETER.match(text, position)
         if parameter is None:
             return kind, None

@@ -147,3 +147,11 @@ def test_a_file_that_passes_by_is_not_kept():
 )
 def test_parameters_of_a_header_are_told_where_there_is_no_doubt(text, kind, parameters):
     assert parse_parameters(text) == (kind, parameters)
+
+
+@pytest.mark.timeout(10)
+def test_a_hundred_thousand_parameters_are_read_in_one_go() -> None:
+    """Looking at the rest of the text again for each took minutes, on the event loop."""
+    text = "multipart/form-data" + "".join(f"; a{n}=b" for n in range(200_000))
+    kind, parameters = parse_parameters(text)
+    assert (kind, len(parameters or ())) == ("multipart/form-data", 200_000)

@@ -162,6 +162,11 @@ class ClientConnection(RequestHandler):
         if self._flow is not None:
             self._flow.go_on()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's own shape
+        """Read on where reading was held; aiohttp asks for it after each read of a body, and would parse anew."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
+
     def data_received(self, data: bytes) -> None:
         """Parse, with Go's limit on the whole head and Go's refusals."""
         if self._dropping:

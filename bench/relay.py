@@ -3,6 +3,7 @@
     python bench/relay.py                  the whole proxy, its gate included
     python bench/relay.py --bare           the relay alone
     python bench/relay.py --uvloop         all on uvloop; without it all on plain asyncio, installed or not
+    python bench/relay.py --parallel 32    with this setting, instead of its default of 4 (naive has no limit)
     python bench/relay.py --at-least 1.5   exit 1 if us/naive is less, in requests a second, in any row
 
 Light GET (/api/version) and a warm one-token POST (/api/generate), at 1 and 32 connections. Each figure is the median
@@ -93,13 +94,16 @@ def medians(rounds: list[Figures]) -> Figures:
     return {name: statistics.median(figures[name] for figures in rounds) for name in rounds[0]}
 
 
-def run(*, bare: bool, loop: str, rounds: int, seconds: float) -> dict[tuple[str, int], dict[str, Figures]]:
+def run(
+    *, bare: bool, loop: str, parallel: int, rounds: int, seconds: float
+) -> dict[tuple[str, int], dict[str, Figures]]:
     upstream, naive, us, admin = (free_port() for _ in range(4))
     url = f"http://127.0.0.1:{upstream}"
     ours = [str(HERE / "bare_relay.py"), str(us), url]
     if not bare:
         listen = ["--listen", f"127.0.0.1:{us}", "--admin", f"127.0.0.1:{admin}"]
         ours = ["ollama_swap_proxy", "serve", "--upstream", url, *listen]
+    os.environ["OLLAMA_SWAP_PROXY_PARALLEL"] = str(parallel)
     results = {}
     with (
         running(upstream, loop, str(HERE / "recorded_upstream.py"), str(upstream)) as direct_pid,
@@ -143,12 +147,13 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--bare", action="store_true")
     arguments.add_argument("--uvloop", action="store_true")
+    arguments.add_argument("--parallel", type=int, default=4)
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--seconds", type=float, default=1.0)
     arguments.add_argument("--at-least", type=float, default=0.0)
     given = arguments.parse_args()
     loop = "uvloop" if given.uvloop else "asyncio"
-    least = show(run(bare=given.bare, loop=loop, rounds=given.rounds, seconds=given.seconds))
+    least = show(run(bare=given.bare, loop=loop, parallel=given.parallel, rounds=given.rounds, seconds=given.seconds))
     sys.exit(0 if least >= given.at_least else 1)
 
 

@@ -87,6 +87,7 @@ def _victims(state: State, swap: Swap) -> list[Resident]:
 
 def _ask_to_unload(state: State, swap: Swap, victim: Resident, now: float) -> None:
     swap.victim, swap.first_asked_at, swap.refused, swap.eviction_text = victim.key, now, False, ""
+    swap.freed_before_at = state.residency.vram_freed_at
     foreign = victim.key not in state.residency.options
     state.say(
         "eviction_sent",
@@ -114,10 +115,19 @@ def _confirm(state: State, swap: Swap, now: float) -> None:
         steps.poll_again(state, swap, now)
         return
     if swap.victim is not None:
-        state.say("eviction_confirmed", took_s=round(now - swap.first_asked_at, 3))
+        took_s = now - swap.first_asked_at
+        state.say("eviction_confirmed", took_s=round(took_s, 3))
+        _learn(state, took_s, swap.first_asked_at - swap.freed_before_at)
         swap.victim = None
     if state.residency.may_be_tried(swap.target.key) or (state.residency.holds(swap.target) and not swap.undoes_spill):
         # Somebody else loaded it meanwhile: its first request shows with which options.
         steps.end(state, now, "already_resident")
         return
     steps.enter(state, swap, Phase.SETTLING, now)
+
+
+def _learn(state: State, took_s: float, after_last_s: float) -> None:
+    before_s = state.forecast.settle_usual_s
+    state.forecast.note_unload(took_s, after_last_s)
+    if state.forecast.settle_usual_s != before_s:
+        state.say("settle_learned", wait_s=state.forecast.settle_usual_s, before_s=before_s)

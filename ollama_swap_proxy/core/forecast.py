@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar
 
-from ollama_swap_proxy.core.policy import SETTLE_FIRST_S, VARIANTS_KEPT
+from ollama_swap_proxy.core.policy import RECOVERY_LOOK_S, RECOVERY_WAIT_S, SETTLE_FIRST_S, SLOW_UNLOAD_S, VARIANTS_KEPT
 from ollama_swap_proxy.core.tickets import Resident, Variant
 
 _WEIGHT_OF_NEWEST = 0.4
@@ -44,6 +44,8 @@ class Forecast:
 
     settle_max_s: float
     settle_s: float = 0.0
+    look_s: float = 0.0
+    """The least wait, from when on unloads were seen to be slow behind one another."""
     swap_s: dict[Variant, float] = field(default_factory=dict)
     fitted: dict[Variant, None] = field(default_factory=dict)
     suspects: dict[Variant, float] = field(default_factory=dict)
@@ -64,9 +66,22 @@ class Forecast:
         after = took_s if before is None else before + _WEIGHT_OF_NEWEST * (took_s - before)
         _keep(self.swap_s, target, after)
 
+    @property
+    def settle_usual_s(self) -> float:
+        """The wait between the last unload and a load of no suspect, in seconds."""
+        return max(self.settle_s, self.look_s)
+
     def settle_before_s(self, target: Variant) -> float:
         """Return the wait between the last unload and the load of this target, in seconds."""
-        return self.settle_max_s if target in self.suspects else self.settle_s
+        return self.settle_max_s if target in self.suspects else self.settle_usual_s
+
+    def note_unload(self, took_s: float, after_last_s: float) -> None:
+        """Learn from an unload whether Ollama was still waiting for the memory of the one before.
+
+        ``took_s`` is until it was confirmed, ``after_last_s`` how long before it was asked for anything had been freed.
+        """
+        if took_s >= SLOW_UNLOAD_S and after_last_s < RECOVERY_WAIT_S:
+            self.look_s = min(RECOVERY_LOOK_S, self.settle_max_s)
 
     def note_load(
         self, loaded: Resident, target: Variant, waited_s: float, *, largest_vram_bytes: int, freed_bytes: int
@@ -99,7 +114,7 @@ class Forecast:
 
     def forget_settle(self) -> None:
         """Begin anew: another version of Ollama, or another device, gives memory back in its own time."""
-        self.settle_s = 0.0
+        self.settle_s = self.look_s = 0.0
         self.suspects.clear()
         self.accepted.clear()
         self.settle_before_spills_s.clear()

@@ -44,6 +44,17 @@ SPILL_UNDONE_AFTER_S = 5.0
 """A spill is undone when nothing has moved for this long: a client in a loop, or one that alternates between two
 models, comes back sooner, and must not find its model gone."""
 
+SLOW_UNLOAD_S = 0.5
+"""An idle model is gone some 10 ms after Ollama was asked. Longer means that Ollama is still busy with the unload
+before: it looks every 250 ms, for up to 5 s, whether that one's memory has come back, and ends no other runner
+meanwhile (server/sched.go: waitForVRAMRecovery). A load that begins before it has looked hides the memory from it."""
+
+RECOVERY_WAIT_S = 5.0
+"""So long at the most."""
+
+RECOVERY_LOOK_S = 0.3
+"""With this wait before a load Ollama has looked once, and the next unload is quick again."""
+
 SETTLE_FIRST_S = 0.5
 """The first wait that a spill teaches; each further one doubles it. Drivers typically need 0.5 to 1.5 s."""
 

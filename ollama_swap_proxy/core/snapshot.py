@@ -156,7 +156,7 @@ def take(state: State, now: float) -> Snapshot:
         unknown=state.unknown_reason,
         unreachable_for_s=None if state.unreachable_since is None else round(now - state.unreachable_since, 3),
         report_age_s=None if residency.at == NEVER else round(now - residency.at, 3),
-        settle_s=state.forecast.settle_s,
+        settle_s=state.forecast.settle_usual_s,
         swaps_begun=state.swaps_begun,
         turn_s=round(now - state.turn.began_at, 3),
         stopping=state.stopping,

@@ -49,6 +49,7 @@ class Swap:
     clear_reports: int = 0
     victim: str | None = None
     first_asked_at: float = NEVER
+    freed_before_at: float = NEVER
     last_asked_at: float = NEVER
     answered: bool = False
     refused: bool = False

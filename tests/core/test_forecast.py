@@ -108,3 +108,21 @@ def test_what_is_forgotten_is_what_was_used_longest_ago() -> None:
     forecast.note_swap(B, 2.0)
     assert Variant("m", "0") in forecast.swap_s
     assert Variant("m", "1") not in forecast.swap_s
+
+
+def test_an_unload_that_is_slow_behind_another_teaches_to_let_ollama_look_for_the_memory_first() -> None:
+    forecast = Forecast(6.0)
+    forecast.note_unload(0.01, 1.0)
+    forecast.note_unload(4.0, 60.0)  # slow for a reason of its own
+    assert forecast.settle_before_s(A) == 0.0
+    forecast.note_unload(1.2, 1.0)
+    assert forecast.settle_before_s(A) == 0.3
+    assert forecast.settle_s == 0.0  # what spills teach is another matter
+    forecast.forget_settle()
+    assert forecast.settle_before_s(A) == 0.0
+
+
+def test_no_wait_is_learned_where_the_operator_wants_none() -> None:
+    forecast = Forecast(0.0)
+    forecast.note_unload(1.2, 1.0)
+    assert forecast.settle_before_s(A) == 0.0

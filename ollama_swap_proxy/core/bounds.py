@@ -26,7 +26,7 @@ def step_ends_at(state: State, swap: Swap) -> float:
 
 def drain_ends_at(state: State, swap: Swap) -> float:
     """Return when a drain is stuck: ``stuck_after_s`` after its last byte."""
-    moved_at = max((lease.moved_at for lease in state.leases_in_the_way(swap.target)), default=swap.phase_since)
+    moved_at = max((lease.moved_at for lease in state.leases.of_others(swap.target)), default=swap.phase_since)
     return max(swap.phase_since, moved_at) + state.policy.stuck_after_s
 
 

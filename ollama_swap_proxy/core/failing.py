@@ -148,7 +148,7 @@ def _what_for(state: State, variant: Variant, now: float) -> str:
         resisted = granting.resisted_by(state, variant, now)
         return f"not tried again yet: {resisted[0].rejection.message}" if resisted else "its turn had not come"
     if swap.phase is Phase.DRAINING:
-        names = sorted({lease.ticket.name for lease in state.leases_in_the_way(swap.target)})
+        names = sorted({lease.ticket.name for lease in state.leases.of_others(swap.target)})
         return f"running requests for {', '.join(names)} had not ended"
     return f"the swap to {swap.name} was {swap.phase.value}"
 

@@ -14,7 +14,7 @@ from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
 def give(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> None:
     """Turn a waiting ticket into a lease."""
     state.line.remove(ticket.id)
-    state.leases[ticket.id] = Lease(ticket, now, loads=loads)
+    state.leases.add(Lease(ticket, now, loads=loads))
     state.moved_at = now
     if state.turn.first_grant_at is None:
         state.turn.first_grant_at = now
@@ -28,7 +28,7 @@ def is_servable(state: State, variant: Variant) -> bool:
         state.residency.holds(variant) or state.residency.may_be_tried(variant.key)
     ):
         return True
-    loader = state.loader_on(variant.key)
+    loader = state.leases.loader(variant.key)
     return loader is not None and loader.ticket.variant == variant
 
 
@@ -39,8 +39,7 @@ def grant_all(state: State, now: float) -> bool:
         if not is_servable(state, variant):
             continue
         while (ticket := state.line.head(variant)) is not None and _may_go(state, ticket, now):
-            unknown = state.residency.holds_unknown_variant(variant.key)
-            give(state, ticket, now, loads=unknown)
+            give(state, ticket, now, loads=state.residency.holds_unknown_variant(variant.key))
     return len(state.line) < waiting
 
 
@@ -58,12 +57,9 @@ def _may_go(state: State, ticket: Ticket, now: float) -> bool:
 
 def has_free_lease(state: State, variant: Variant) -> bool:
     """Say whether one more request for a servable variant may run beside those that do."""
-    running = [lease for lease in state.leases.values() if lease.ticket.variant.key == variant.key]
-    if any(lease.loads for lease in running):
-        return False
     if state.residency.holds_unknown_variant(variant.key):
         return not state.leases  # it may reload the model: alone
-    return len(running) < state.policy.parallel
+    return state.leases.has_room(variant.key, state.policy.parallel)
 
 
 def _view_serves(state: State, now: float) -> bool:
@@ -78,7 +74,7 @@ def _view_serves(state: State, now: float) -> bool:
 
 
 def _last_grant_at(state: State, key: str) -> float:
-    return max((lease.granted_at for lease in state.leases.values() if lease.ticket.variant.key == key), default=0.0)
+    return max((lease.granted_at for lease in state.leases if lease.ticket.variant.key == key), default=0.0)
 
 
 def next_target(state: State, now: float) -> Ticket | None:
@@ -110,7 +106,7 @@ def resisted_by(state: State, target: Variant, now: float) -> list[Pause]:
 
 def turn_is_over(state: State, target: Ticket, now: float) -> bool:
     """Say whether those who are served must make room for this ticket now."""
-    served = state.leases_in_the_way(target.variant)
+    served = state.leases.of_others(target.variant)
     waiting = any(is_servable(state, variant) for variant in state.line.variants())
     if not served and not waiting:
         return True

@@ -40,10 +40,18 @@ class Line:
             del self._queues[variant]
         return ticket
 
+    def awaits(self, variant: Variant) -> bool:
+        """Say whether anybody waits for this variant."""
+        return variant in self._queues
+
     def head(self, variant: Variant) -> Ticket | None:
         """Return the ticket that has waited longest for this variant."""
         queue = self._queues.get(variant)
         return next(iter(queue.values())) if queue else None
+
+    def only_variant(self) -> Variant | None:
+        """Return the variant that everybody waits for, or None if that is not just one."""
+        return next(iter(self._queues)) if len(self._queues) == 1 else None
 
     def heads(self) -> list[Ticket]:
         """Return the longest waiting ticket of each variant, in order of the variants' arrival."""

@@ -109,9 +109,6 @@ class Snapshot:
 def take(state: State, now: float) -> Snapshot:
     """Draw the picture as of ``now`` (seconds, the scheduler's clock)."""
     residency = state.residency
-    per_key: dict[str, int] = {}
-    for lease in state.leases.values():
-        per_key[lease.ticket.variant.key] = per_key.get(lease.ticket.variant.key, 0) + 1
     residents = tuple(
         ResidentSeen(
             key=resident.key,
@@ -121,7 +118,7 @@ def take(state: State, now: float) -> Snapshot:
             size_vram_bytes=resident.size_vram_bytes,
             spilled_bytes=resident.spilled_bytes,
             options=residency.options.get(resident.key),
-            leases=per_key.get(resident.key, 0),
+            leases=state.leases.running(resident.key),
             leaving=resident.key in residency.leaving,
             expires_in_s=resident.expires_in_s,
         )
@@ -136,7 +133,7 @@ def take(state: State, now: float) -> Snapshot:
             running_s=round(now - lease.granted_at, 3),
             silent_s=round(now - lease.moved_at, 3),
         )
-        for lease in state.leases.values()
+        for lease in state.leases
     )
     return Snapshot(
         residents=residents,
@@ -191,5 +188,5 @@ def _swap(state: State, now: float) -> SwapSeen | None:
         overdue_s=round(max(0.0, now - bounds.step_ends_at(state, swap)), 3),
         total_s=round(now - swap.decided_at, 3),
         victims=tuple(names.get(key, key) for key in sorted(swap.expected_victims)),
-        waits_for_leases=tuple(lease.ticket.id for lease in state.leases_in_the_way(swap.target)),
+        waits_for_leases=tuple(lease.ticket.id for lease in state.leases.of_others(swap.target)),
     )

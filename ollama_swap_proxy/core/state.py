@@ -10,10 +10,11 @@ from enum import Enum
 
 from ollama_swap_proxy.core import commands
 from ollama_swap_proxy.core.forecast import Forecast
+from ollama_swap_proxy.core.leases import Leases
 from ollama_swap_proxy.core.line import Line
 from ollama_swap_proxy.core.policy import VARIANTS_KEPT, Policy
 from ollama_swap_proxy.core.residency import Residency
-from ollama_swap_proxy.core.tickets import Lease, LoadRecipe, Ticket, Variant
+from ollama_swap_proxy.core.tickets import LoadRecipe, Ticket, Variant
 from ollama_swap_proxy.core.turns import Turn
 
 NEVER = float("-inf")
@@ -84,7 +85,7 @@ class State:
     turn: Turn
     line: Line = field(default_factory=Line)
     residency: Residency = field(default_factory=Residency)
-    leases: dict[int, Lease] = field(default_factory=dict)
+    leases: Leases = field(default_factory=Leases)
     swap: Swap | None = None
     swaps_begun: int = 0
     last_swap_ended_at: float = NEVER
@@ -169,17 +170,6 @@ class State:
             self.cool_downs = {v: kept for v, kept in self.cool_downs.items() if kept.until > now}
         if len(self.cool_downs) > VARIANTS_KEPT:
             del self.cool_downs[min(self.cool_downs, key=lambda v: self.cool_downs[v].until)]
-
-    def leases_in_the_way(self, target: Variant) -> list[Lease]:
-        """Return the running requests that must end before anything is evicted or loaded for this target."""
-        return [lease for lease in self.leases.values() if lease.ticket.variant != target]
-
-    def loader_on(self, key: str) -> Lease | None:
-        """Return the lease by which upstream is loading this key right now, if one is."""
-        for lease in self.leases.values():
-            if lease.loads and lease.ticket.variant.key == key:
-                return lease
-        return None
 
 
 def doubled(pause: Pause | None, first_s: float, longest_s: float) -> tuple[float, int]:

@@ -33,7 +33,7 @@ def begin(state: State, target: Variant, name: str, reason: str, now: float) -> 
         client = head.client if head else ""
         has = state.residency.options.get(target.key, "unknown")
         state.say("variant_reload", model=name, client=client, wanted=target.options, has=has)
-    blocking = state.leases_in_the_way(swap.target)
+    blocking = state.leases.of_others(swap.target)
     if blocking:
         state.say("drain_started", waits_for=[lease.ticket.id for lease in blocking])
     return swap
@@ -67,7 +67,7 @@ def advance(state: State, swap: Swap, now: float) -> bool:
 def _drain(state: State, swap: Swap, now: float) -> None:
     if not steps.is_asked_for(state, swap, now, goes_on_by_itself=swap.undoes_spill):
         return
-    blocking = state.leases_in_the_way(swap.target)
+    blocking = state.leases.of_others(swap.target)
     if not blocking:
         if swap.phase_since < now:
             state.say("drain_ended", took_s=round(now - swap.phase_since, 3))

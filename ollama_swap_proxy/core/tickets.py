@@ -6,10 +6,10 @@ Owns the value types that the scheduler, the gate and the app pass between them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Variant:
+class Variant(NamedTuple):
     """A model with one set of runner options: what a turn, a swap and a load are for.
 
     ``key`` is the weights (Ollama shares one runner between all names with the same weights blob; server/sched.go:110).
@@ -35,8 +35,7 @@ class LoadRecipe:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Ticket:
+class Ticket(NamedTuple):
     """One client request that waits for its model.
 
     ``name`` is the canonical model name that the request used. ``recipe`` is None where no empty request can load the

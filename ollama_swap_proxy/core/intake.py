@@ -1,0 +1,165 @@
+"""What each event changes in what the scheduler remembers.
+
+Owns the intake of facts, one function each. Must not decide what is to be done about them (`scheduler` asks that again
+after every event), but for tickets that are turned away as they come.
+"""
+
+from __future__ import annotations
+
+from ollama_swap_proxy.core import commands, events, evicting, failing, granting, loading
+from ollama_swap_proxy.core.policy import CAREFUL_POLL_S, LASTS_AFTER_S, RETRY_AFTER_S, UPSTREAM_GRACE_S
+from ollama_swap_proxy.core.state import NEVER, Phase, State
+from ollama_swap_proxy.core.tickets import Report, Ticket, Variant
+
+_STOPPING = commands.Rejection("stopping", 503, "the proxy is being stopped", retry_after_s=5)
+
+
+def take_in(state: State, event: events.Event, now: float) -> None:  # noqa: C901, PLR0912  # one case an event
+    """Note what an event changes; facts that no longer matter change nothing."""
+    match event:
+        case events.Arrived(ticket):
+            arrived(state, ticket, now)
+        case events.Abandoned(ticket_id):
+            state.line.remove(ticket_id)
+        case events.Progressed(ticket_id, at):
+            _progressed(state, ticket_id, at, now)
+        case events.Released(ticket_id, failed):
+            released(state, ticket_id, now, failed=failed)
+        case events.ResidencyObserved(report):
+            _observed(state, report, now)
+        case events.ResidencyUnknown(asked_at, reason, unreachable):
+            _unknown(state, asked_at, reason, now, unreachable=unreachable)
+        case events.EvictionAnswered(key, accepted, reason):
+            evicting.answered(state, key, accepted=accepted, reason=reason, now=now)
+        case events.LoadEnded(variant, failure):
+            swap = state.swap
+            if swap is None or swap.phase is not Phase.LOADING or swap.target != variant:
+                state.residency.outdated_at = now
+            elif failure is None:
+                loading.answered(state, swap, now)
+            else:
+                failing.load_failed(state, swap, failure, now)
+        case events.ViewOutdated(reason):
+            state.say("view_outdated", reason=reason)
+            state.residency.outdated_at = now
+        case events.ModelChanged(key):
+            state.cool_downs = {v: pause for v, pause in state.cool_downs.items() if v.key != key}
+            state.residency.outdated_at = now
+        case events.UpstreamIdentified(version, ps_is_safe):
+            if state.version not in {None, version}:
+                state.forecast.forget_settle()
+            state.version, state.ps_is_safe = version, ps_is_safe
+        case events.Stopping():
+            _stop(state)
+        case events.TimePassed():
+            pass
+
+
+def arrived(state: State, ticket: Ticket, now: float) -> None:
+    """Put a ticket into the line, or turn it away."""
+    if ticket.id in state.line or ticket.id in state.leases:
+        return
+    rejection = None
+    if state.stopping:
+        rejection = _STOPPING
+    elif len(state.line) >= state.policy.line_limit and not _hardly_waits(state, ticket.variant):
+        text = f"{len(state.line)} requests wait already (line_limit)"
+        rejection = commands.Rejection("line_full", 503, text, retry_after_s=10)
+    elif not granting.is_servable(state, ticket.variant):
+        rejection = failing.cooling(state, ticket.variant, now)
+    if rejection is not None:
+        state.out.append(commands.Reject(ticket.id, rejection))
+        return
+    state.line.add(ticket)
+    state.remember_recipe(ticket)
+
+
+def _hardly_waits(state: State, variant: Variant) -> bool:
+    """Say whether a ticket would be granted now, or after a look: a full line is no reason to turn it away."""
+    return state.swap is None and granting.is_servable(state, variant) and granting.has_free_lease(state, variant)
+
+
+def _progressed(state: State, ticket_id: int, at: float, now: float) -> None:
+    lease = state.leases.get(ticket_id)
+    if lease is None:
+        return
+    lease.last_byte_at = max(at, lease.moved_at)
+    state.moved_at = max(state.moved_at, at)
+    if lease.loads:
+        # Headers come with the first token: the model is loaded, with this request's options.
+        state.leases.has_loaded(lease)
+        state.residency.learn_options(lease.ticket.variant, now)
+
+
+def released(state: State, ticket_id: int, now: float, *, failed: bool) -> None:
+    """End a lease."""
+    lease = state.leases.end(ticket_id)
+    if lease is None:
+        return
+    state.moved_at = now
+    if lease.ticket.stays_briefly or lease.loads:
+        state.residency.outdated_at = now
+    if lease.loads and state.swap is not None and state.swap.loader == ticket_id:
+        # A request can fail for reasons of its own: whether the load failed is seen in the next report.
+        state.swap.loader_failed = failed
+
+
+def _observed(state: State, report: Report, now: float) -> None:
+    first = state.residency.at == NEVER
+    change = state.residency.take_in(report, now)
+    if change is None:
+        return
+    state.view_wanted_since = None
+    if state.unreachable_since is not None:
+        _upstream_is_back(state)
+    if state.unknown_reason is not None:
+        state.say("residency_known", was=state.unknown_reason)
+        state.unknown_reason = None
+    for resident in change.found:
+        ours = state.swap is not None and state.swap.target.key == resident.key
+        if first or not (ours or state.leases.loader(resident.key)):
+            where = "at start" if first else "loaded by somebody else"
+            state.say("resident_found", model=resident.name, vram_bytes=resident.size_vram_bytes, how=where)
+    for resident in change.gone:
+        if state.swap is None or resident.key not in state.swap.evicted:
+            state.say("resident_gone", model=resident.name, how="by itself")
+        state.resisting.pop(resident.key, None)
+    _note_who_stays(state, report)
+    state.spills_to_undo = {v for v in state.spills_to_undo if state.residency.holds(v)}
+
+
+def _note_who_stays(state: State, report: Report) -> None:
+    """Trust again in empty loads of what is still listed though nothing moved for a while: it does not vanish."""
+    if state.vanishing and not state.leases and report.asked_at >= state.moved_at + LASTS_AFTER_S:
+        state.vanishing -= state.residency.residents.keys()
+
+
+def _unknown(state: State, asked_at: float, reason: str, now: float, *, unreachable: bool) -> None:
+    if asked_at < state.residency.asked_at:
+        return
+    if state.unknown_reason is None:
+        state.say("residency_unknown", warning=True, reason=reason)
+    state.residency.known = False
+    state.unknown_reason = reason
+    state.observe_sent_at = NEVER
+    state.observe_not_before = now + (RETRY_AFTER_S if unreachable else CAREFUL_POLL_S)
+    if not unreachable:
+        return
+    if state.unreachable_since is None:
+        state.unreachable_since = now
+    if now - state.unreachable_since >= UPSTREAM_GRACE_S:
+        failing.upstream_down(state, reason, now)
+
+
+def _upstream_is_back(state: State) -> None:
+    state.unreachable_since = None
+    state.cool_downs.clear()
+    state.resisting.clear()
+    state.vanishing.clear()
+    state.residency.forget_options()
+
+
+def _stop(state: State) -> None:
+    state.stopping = True
+    for ticket in list(state.line):
+        state.reject(ticket, _STOPPING)

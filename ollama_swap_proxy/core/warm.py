@@ -1,0 +1,64 @@
+"""The short way for the traffic of one warm model: an arrival, a release, and nothing else going on.
+
+Owns when an event can change nothing but who is granted next, and then grants it. Must not decide anything that
+`granting` would not: each test here is one of its own, and a property test compares a scheduler that never goes this
+way. The wake that was asked for holds: no bound comes nearer by such an event.
+"""
+
+from __future__ import annotations
+
+from ollama_swap_proxy.core import events, granting, intake
+from ollama_swap_proxy.core.state import State
+from ollama_swap_proxy.core.tickets import Ticket, Variant
+
+
+def took(state: State, event: events.Event, now: float) -> bool:
+    """Take an event in and grant what it lets go; or return False, with nothing done."""
+    if isinstance(event, events.Arrived):
+        return _took_arrival(state, event.ticket, now)
+    if isinstance(event, events.Released):
+        return _took_release(state, event, now)
+    return False
+
+
+def _took_arrival(state: State, ticket: Ticket, now: float) -> bool:
+    if state.line.awaits(ticket.variant):
+        intake.arrived(state, ticket, now)  # behind others: who is next, and until when, does not change
+        return True
+    if len(state.line) or not _serves(state, ticket.variant, now) or ticket.id in state.leases:
+        return False
+    if not state.leases.has_room(ticket.variant.key, state.policy.parallel):
+        return False
+    state.remember_recipe(ticket)
+    granting.give(state, ticket, now)
+    return True
+
+
+def _took_release(state: State, event: events.Released, now: float) -> bool:
+    lease = state.leases.get(event.ticket_id)
+    if lease is None or lease.loads or lease.ticket.stays_briefly or state.swap is not None:
+        return False
+    if len(state.line):
+        variant = state.line.only_variant()
+        if variant is None or not _serves(state, variant, now):
+            return False
+        intake.released(state, event.ticket_id, now, failed=event.failed)
+        while state.leases.has_room(variant.key, state.policy.parallel) and (head := state.line.head(variant)):
+            granting.give(state, head, now)
+    elif state.spills_to_undo:
+        return False  # it may be the idle moment for that
+    else:
+        intake.released(state, event.ticket_id, now, failed=event.failed)
+    return True
+
+
+def _serves(state: State, variant: Variant, now: float) -> bool:
+    """Say whether a variant is resident for certain, with nothing under way that could change that."""
+    residency = state.residency
+    return (
+        state.swap is None
+        and residency.holds(variant)
+        and variant.key not in residency.leaving
+        and not state.stopping
+        and residency.is_fresh(now, state.policy.ps_max_age_s)
+    )

@@ -1,0 +1,52 @@
+"""Who uses which model right now."""
+
+from __future__ import annotations
+
+from ollama_swap_proxy.core.leases import Leases
+from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
+
+
+def lease(number: int, key: str, options: str = "", *, loads: bool = False) -> Lease:
+    return Lease(Ticket(number, Variant(key, options), key, 0.0, None), 0.0, loads=loads)
+
+
+def test_leases_are_counted_by_key_whatever_their_variant() -> None:
+    leases = Leases()
+    for each in (lease(1, "a"), lease(2, "a", "num_ctx=1"), lease(3, "b")):
+        leases.add(each)
+    assert [leases.running(key) for key in "abc"] == [2, 1, 0]
+    assert [leases.has_room("a", most) for most in (2, 3)] == [False, True]
+    assert leases.end(1) is not None
+    assert leases.end(1) is None
+    assert [leases.running(key) for key in "ab"] == [1, 1]
+    assert [each.ticket.id for each in leases] == [2, 3]
+    assert (len(leases), 1 in leases, 2 in leases) == (2, False, True)
+
+
+def test_beside_a_lease_that_loads_its_model_there_is_no_room() -> None:
+    leases = Leases()
+    loads = lease(1, "a", loads=True)
+    leases.add(loads)
+    assert leases.loader("a") is loads
+    assert not leases.has_room("a", 4)
+    assert leases.has_room("b", 4)
+    leases.has_loaded(loads)
+    assert leases.loader("a") is None
+    assert leases.has_room("a", 4)
+
+
+def test_a_loader_that_ends_loads_no_longer() -> None:
+    leases = Leases()
+    leases.add(lease(1, "a", loads=True))
+    leases.end(1)
+    assert leases.loader("a") is None
+    assert leases.has_room("a", 1)
+
+
+def test_the_leases_of_others_are_those_of_every_other_variant() -> None:
+    leases = Leases()
+    for each in (lease(1, "a"), lease(2, "a", "num_ctx=1"), lease(3, "b")):
+        leases.add(each)
+    assert [each.ticket.id for each in leases.of_others(Variant("a"))] == [2, 3]
+    assert leases.get(3) in leases.of_others(Variant("a"))
+    assert leases.get(None) is None

@@ -7,12 +7,12 @@ Facts: server/routes.go:1876-1926; recorded in tests/transcripts/routing.json an
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, field
+from enum import StrEnum
 from urllib.parse import unquote_to_bytes
 
 
-class Dialect(Enum):
+class Dialect(StrEnum):
     """Whose error and stream shapes a path speaks."""
 
     NATIVE = "native"
@@ -33,11 +33,11 @@ class Endpoint:
     dialect: Dialect
     takes_zstd: bool = False
     is_form: bool = False
+    is_native: bool = field(init=False)
+    """Only native routes know keep_alive and runner options."""
 
-    @property
-    def is_native(self) -> bool:
-        """Only native routes know keep_alive and runner options."""
-        return self.dialect is Dialect.NATIVE
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_native", self.dialect is Dialect.NATIVE)
 
 
 GENERATE = Endpoint("/api/generate", Dialect.NATIVE)

@@ -9,9 +9,8 @@ Values: objects come as tuples of (key, value) pairs in the order sent, arrays a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NoReturn
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple, NoReturn
 
 _BLANKS = " \t\n\r"
 _REPLACEMENT = "\ufffd"
@@ -29,27 +28,31 @@ class TooDeep(Exception):  # noqa: N818
     """The body is nested deeper than this reader goes (Go allows 10000 levels); `skeleton` can still read it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Fields:
-    """The members of the top-level object: key, folded as Go folds it -> all values given for it, in the order sent."""
+class Fields(NamedTuple):
+    """The members of the top-level object, by key, folded as Go folds it.
 
-    values: Mapping[str, Sequence[object]] = field(default_factory=dict)
+    ``last`` is the value given last for each key; ``several`` holds, for the keys that were given more than once, all
+    values in the order sent.
+    """
+
+    last: Mapping[str, object] = {}
+    several: Mapping[str, Sequence[object]] = {}
 
     def every(self, name: str) -> Sequence[object]:
         """Return all values given for a field, nulls too: Go checks the type of each, also of the overruled ones."""
-        return self.values.get(name, ())
+        if name in self.several:
+            return self.several[name]
+        return (self.last[name],) if name in self.last else ()
 
     def plain(self, name: str) -> object:
         """Return the value of a field of a plain Go type: the last that is not null, or None."""
-        given = self.values.get(name)
-        if not given:
-            return None
-        return given[-1] if given[-1] is not None else next((v for v in reversed(given) if v is not None), None)
+        if name not in self.several:
+            return self.last.get(name)
+        return next((value for value in reversed(self.several[name]) if value is not None), None)
 
     def nullable(self, name: str) -> object:
         """Return the value of a field that Go holds by pointer, slice or any: the last given, or None."""
-        given = self.values.get(name)
-        return given[-1] if given else None
+        return self.last.get(name)
 
     def merged(self, name: str) -> dict[str, object]:
         """Return the value of a field that Go holds as a map: several objects add up, a null empties it."""
@@ -81,14 +84,21 @@ def read(body: bytes) -> Fields:
         raise BadJSON(str(problem)) from None
     if value is not None and not isinstance(value, tuple):
         raise BadJSON(f"no object but {type(value).__name__}")
+    members = value or ()
+    last = dict(members)
+    if len(last) == len(members) and _are_folded(last):
+        return Fields(last)
     values: dict[str, list[object]] = {}
-    for key, item in value or ():
-        folded = key if key.islower() and key.isascii() else fold(key)
-        if folded in values:
-            values[folded].append(item)
-        else:
-            values[folded] = [item]
-    return Fields(values)
+    for key, item in members:
+        values.setdefault(fold(key), []).append(item)
+    last = {key: items[-1] for key, items in values.items()}
+    return Fields(last, {key: items for key, items in values.items() if len(items) > 1})
+
+
+def _are_folded(keys: Iterable[str]) -> bool:
+    """Say whether all keys are surely in the form that `fold` gives them."""
+    together = "".join(keys)
+    return together.islower() and together.isascii()
 
 
 def fold(key: str) -> str:

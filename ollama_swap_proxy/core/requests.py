@@ -9,8 +9,8 @@ surfaces; recorded in tests/transcripts (errors_native, errors_v1, keep_alive_ta
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from ollama_swap_proxy.core import durations, endpoints, names
 from ollama_swap_proxy.core.endpoints import Endpoint
@@ -20,6 +20,7 @@ from ollama_swap_proxy.core.skeleton import Keep, Rules
 RUNNER_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict")
 """The options whose change makes Ollama reload a model (api/types.go:588)."""
 
+_RUNNER_OPTIONS = frozenset(RUNNER_OPTIONS)
 _NUMBER_OPTIONS = frozenset(
     {
         *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread"),
@@ -36,7 +37,8 @@ _BOOLEAN_OPTIONS = frozenset({"use_mmap"})
 
 _NATIVE_COMPLETING = frozenset({endpoints.GENERATE, endpoints.CHAT})
 _EMBEDDING = frozenset({endpoints.EMBED, endpoints.EMBEDDINGS, endpoints.V1_EMBEDDINGS})
-_WITH_PROMPT = frozenset({endpoints.GENERATE, endpoints.EMBEDDINGS, endpoints.V1_COMPLETIONS})
+_WITH_SUFFIX = frozenset({endpoints.GENERATE, endpoints.V1_COMPLETIONS})
+_WITH_TOOLS = frozenset({endpoints.CHAT, endpoints.V1_CHAT})
 _IMAGES = frozenset({endpoints.V1_IMAGES, endpoints.V1_IMAGE_EDITS})
 _COMPLETION = frozenset({"completion"})
 _IMAGE = frozenset({"image"})
@@ -80,8 +82,7 @@ class Kind(Enum):
     """Ollama answers with an error without loading anything: passed on at once, so that it does."""
 
 
-@dataclass(frozen=True, slots=True)
-class Intent:
+class Intent(NamedTuple):
     """What a request on a gated route asks for.
 
     ``model`` is as sent, ``name`` canonical (for CLOUD without the suffix; empty where there is none). ``reason`` says
@@ -94,7 +95,7 @@ class Intent:
     name: str = ""
     reason: str = ""
     keep_alive_s: float | None = None
-    options: Mapping[str, object] = field(default_factory=dict)
+    options: Mapping[str, object] = {}
     needs: frozenset[str] = frozenset()
 
 
@@ -125,28 +126,31 @@ def judge_form(model: str, *, has_audio: bool = True) -> Intent:
 
 def judge(endpoint: Endpoint, fields: Fields) -> Intent:
     """Judge a request by the fields of its JSON body. Total: in doubt the answer is a lease."""
-    model = _text(fields.plain("model"))
+    last = fields.last
+    given_model = fields.plain("model")
+    model = clean(given_model) if isinstance(given_model, str) else ""
     parsed = names.parse(model)
-    name = "" if isinstance(parsed, names.InvalidName) else parsed.canonical
-    given = fields.merged("options") if endpoint.is_native else _NO_OPTIONS
-    options = _options(endpoint, fields, given)
-    is_empty = _is_empty(endpoint, fields)
+    given = fields.merged("options") if endpoint.is_native and "options" in last else _NO_OPTIONS
+    keep_alive_ns: int | None = None
     try:
         _check_types(endpoint, fields)
-        keep_alive_ns = _keep_alive_ns(fields) if endpoint.is_native else None
-        kind = _kind(parsed, unloads=is_empty and keep_alive_ns == 0 and endpoint in _NATIVE_COMPLETING)
+        if endpoint.is_native and "keep_alive" in last:
+            keep_alive_ns = _keep_alive_ns(fields)
+        kind = _kind(parsed, unloads=keep_alive_ns == 0 and _is_empty(endpoint, fields))
         if kind is Kind.LEASE:
             _check_options(given)
-            _check_required(endpoint, fields)
+            if endpoint not in _NATIVE_COMPLETING:
+                _check_required(endpoint, fields)
     except (_SurelyRefusedError, durations.BadDurationError) as problem:
         return refusal(str(problem), model)
     return Intent(
         kind,
         model,
-        name,
-        keep_alive_s=_seconds(keep_alive_ns),
-        options=options,
-        needs=_needs(endpoint, fields) if kind is Kind.LEASE else frozenset(),
+        parsed.canonical if not isinstance(parsed, names.InvalidName) else "",
+        "",
+        None if keep_alive_ns is None else _seconds(keep_alive_ns),
+        _options(endpoint, fields, given) if given or "shift" in last else _NO_OPTIONS,
+        _needs(endpoint, fields) if kind is Kind.LEASE else frozenset(),
     )
 
 
@@ -166,32 +170,25 @@ def _kind(parsed: names.ModelName | names.CloudName | names.InvalidName, *, unlo
 def _check_types(endpoint: Endpoint, fields: Fields) -> None:
     """Find a field for which Go's decoder reports a type error; it looks at overruled duplicates too, not at null."""
     types = _TYPES[endpoint]
-    for name, values in fields.values.items():
-        allowed = types.get(name)
-        if allowed is None:
-            continue
-        for value in values:
-            is_unwanted_boolean = isinstance(value, bool) and bool not in allowed
-            if value is not None and (is_unwanted_boolean or not isinstance(value, allowed)):
-                raise _SurelyRefusedError(f"{name} is of the wrong type")
+    for name, value in fields.last.items():
+        if name in types and value is not None and type(value) not in types[name]:
+            raise _SurelyRefusedError(f"{name} is of the wrong type")
+    for name, values in fields.several.items():
+        if name in types and any(value is not None and type(value) not in types[name] for value in values):
+            raise _SurelyRefusedError(f"{name} is of the wrong type")
 
 
 def _check_options(given: Mapping[str, object]) -> None:
     """Find an option for which Ollama answers ``option "x" must be of type y`` (api/types.go:991)."""
     for name, value in given.items():
-        if value is None:
-            continue
-        is_boolean = isinstance(value, bool)
-        if name in _NUMBER_OPTIONS and (is_boolean or not isinstance(value, _NUMBER)):
+        if name in _NUMBER_OPTIONS and value is not None and type(value) not in _NUMBER:
             raise _SurelyRefusedError(f"option {name} must be a number")
-        if name in _BOOLEAN_OPTIONS and not is_boolean:
+        if name in _BOOLEAN_OPTIONS and value is not None and type(value) is not bool:
             raise _SurelyRefusedError(f"option {name} must be a boolean")
 
 
 def _check_required(endpoint: Endpoint, fields: Fields) -> None:
     """Find what the surfaces insist on before they ask the scheduler (the middleware of OpenAI and Anthropic)."""
-    if endpoint in _NATIVE_COMPLETING:
-        return
     if (endpoint is endpoints.V1_CHAT or endpoint is endpoints.V1_MESSAGES) and not fields.nullable("messages"):
         raise _SurelyRefusedError("messages is missing or empty")
     if endpoint is endpoints.V1_MESSAGES:
@@ -207,15 +204,13 @@ def _check_required(endpoint: Endpoint, fields: Fields) -> None:
 
 
 def _is_empty(endpoint: Endpoint, fields: Fields) -> bool:
-    """Say whether there is nothing to generate or embed; images do not count as a prompt.
+    """Say whether there is nothing to generate: such a request preloads or unloads (server/routes.go:478).
 
-    Such a request preloads: server/routes.go:478.
+    Images do not count as a prompt. An embedding has no such form: with keep_alive 0 it loads.
     """
-    if endpoint in _WITH_PROMPT:
+    if endpoint is endpoints.GENERATE:
         return not fields.plain("prompt")
-    if endpoint is endpoints.CHAT:
-        return not fields.nullable("messages")
-    return endpoint is endpoints.EMBED and not fields.nullable("input")
+    return endpoint is endpoints.CHAT and not fields.nullable("messages")
 
 
 def _needs(endpoint: Endpoint, fields: Fields) -> frozenset[str]:
@@ -225,22 +220,23 @@ def _needs(endpoint: Endpoint, fields: Fields) -> frozenset[str]:
     if endpoint in _IMAGES:
         return _IMAGE
     needs = _COMPLETION
-    if fields.plain("suffix") and (endpoint is endpoints.GENERATE or endpoint is endpoints.V1_COMPLETIONS):
+    last = fields.last
+    if "suffix" in last and fields.plain("suffix") and endpoint in _WITH_SUFFIX:
         needs |= {"insert"}
-    if fields.nullable("tools") and (endpoint is endpoints.CHAT or endpoint is endpoints.V1_CHAT):
+    if "tools" in last and last["tools"] and endpoint in _WITH_TOOLS:
         needs |= {"tools"}
-    if endpoint in _NATIVE_COMPLETING and fields.nullable("think") in (True, "high", "medium", "low"):
+    if "think" in last and last["think"] in (True, "high", "medium", "low") and endpoint in _NATIVE_COMPLETING:
         needs |= {"thinking"}
     return needs
 
 
 def _options(endpoint: Endpoint, fields: Fields, given: Mapping[str, object]) -> dict[str, object]:
     """Return the runner options of the request that have an effect; only native routes can set any."""
-    options = {
-        name: given[name]
-        for name in (RUNNER_OPTIONS if given else ())
-        if name in given and not (given[name] is None and name in _SAME_AS_ABSENT_WHEN_NULL)
-    }
+    options: dict[str, object] = {}
+    if not _RUNNER_OPTIONS.isdisjoint(given):
+        for name in RUNNER_OPTIONS:
+            if name in given and not (given[name] is None and name in _SAME_AS_ABSENT_WHEN_NULL):
+                options[name] = given[name]
     if endpoint in _NATIVE_COMPLETING:
         shift = fields.nullable("shift")
         if isinstance(shift, bool):
@@ -256,11 +252,5 @@ def _keep_alive_ns(fields: Fields) -> int | None:
     return nanoseconds
 
 
-def _seconds(nanoseconds: int | None) -> float | None:
-    if nanoseconds is None:
-        return None
+def _seconds(nanoseconds: int) -> float:
     return float("inf") if nanoseconds == durations.FOREVER_NS else max(nanoseconds, 0) / 1e9
-
-
-def _text(value: object) -> str:
-    return clean(value) if isinstance(value, str) else ""

@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from aiohttp import web
 from yarl import URL
 
-from ollama_swap_proxy.http_server import Answer, ProxyServer
+from ollama_swap_proxy.listener.answers import Answer
+from ollama_swap_proxy.listener.request import ClientRequest
+from ollama_swap_proxy.listener.server import ProxyServer
 from ollama_swap_proxy.upstream.relay import Exchange, Relay
 
 
 async def serve(port: int, upstream: str) -> None:
     relay = Relay(URL(upstream), connect_timeout_s=5)
 
-    async def handle(request: web.BaseRequest) -> Answer:
+    async def handle(request: ClientRequest) -> Answer:
         return await relay.forward(request, None, record=Exchange())
 
     await ProxyServer(handle).listen("127.0.0.1", port)

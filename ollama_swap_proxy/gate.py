@@ -19,8 +19,9 @@ from ollama_swap_proxy.core import commands, events
 from ollama_swap_proxy.core.events import LoadFailure
 from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.core.snapshot import Snapshot
-from ollama_swap_proxy.core.tickets import Ticket, Variant
+from ollama_swap_proxy.core.tickets import Ticket
 from ollama_swap_proxy.errors import ProxyError
+from ollama_swap_proxy.prompt import Prompt
 from ollama_swap_proxy.upstream.catalog import Catalog
 from ollama_swap_proxy.upstream.control import Control, ControlError
 from ollama_swap_proxy.upstream.eviction import evict
@@ -62,6 +63,7 @@ class Gate:
 
     def __init__(self, scheduler: Scheduler, control: Control, catalog: Catalog, view: ResidencyView) -> None:
         self._scheduler = scheduler
+        self.serves = scheduler.serves
         self._control = control
         self._catalog = catalog
         self._view = view
@@ -69,7 +71,7 @@ class Gate:
         self._log = structlog.get_logger("gate")
         self._events: deque[events.Event] = deque()
         self._handling = False
-        self._waiting: dict[int, asyncio.Future[commands.Grant | commands.Reject]] = {}
+        self._waiting: dict[int, Prompt[commands.Grant | commands.Reject]] = {}
         self._decided: dict[int, commands.Grant | commands.Reject] = {}
         self._held: dict[int, Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -84,22 +86,20 @@ class Gate:
         self._ids += 1
         return self._ids
 
-    def serves(self, variant: Variant) -> bool:
-        """Say whether this variant is resident, as far as we know, and not about to be evicted."""
-        return self._scheduler.serves(variant)
-
     def ask(self, ticket: Ticket) -> Held | None:
-        """Put a ticket in; return the lease if there is one at once, else None: then `wait` for it, in the same step.
+        """Put a ticket that arrives now in; return the lease if there is one at once.
+
+        Else return None: then `wait` for it, in the same step.
 
         Raises:
             ProxyError: the ticket was rejected.
         """
-        self.tell(events.Arrived(ticket))
-        decision = self._decided.pop(ticket.id, None)
+        self.tell(events.Arrived(ticket), ticket.arrived_at)
+        decision = self._decided.pop(ticket.id, None) if self._decided else None
         if decision is None:
-            self._waiting[ticket.id] = self._loop.create_future()
+            self._waiting[ticket.id] = Prompt(self._loop)
             return None
-        return self._hold(ticket, decision)
+        return self._hold(ticket, decision, ticket.arrived_at)
 
     async def wait(self, ticket: Ticket) -> Held:
         """Wait for a ticket that `ask` put in. Cancel it when the client leaves: the ticket is gone at once.
@@ -117,13 +117,13 @@ class Gate:
             raise
         finally:
             self._waiting.pop(ticket.id, None)
-        return self._hold(ticket, decision)
+        return self._hold(ticket, decision, self._loop.time())
 
-    def _hold(self, ticket: Ticket, decision: commands.Grant | commands.Reject) -> Held:
+    def _hold(self, ticket: Ticket, decision: commands.Grant | commands.Reject, now: float) -> Held:
         if isinstance(decision, commands.Reject):
             rejection = decision.rejection
             raise ProxyError(rejection.code, rejection.status, rejection.message, rejection.retry_after_s)
-        held = Held(ticket, self._loop.time(), decision.swapped, decision.loads)
+        held = Held(ticket, now, decision.swapped, decision.loads)
         self._held[ticket.id] = held
         return held
 
@@ -145,13 +145,18 @@ class Gate:
             self.tell(events.Released(held.ticket.id, failed))
 
     # --- for everybody ----------------------------------------------------------------------------------------------
-    def tell(self, event: events.Event) -> None:
-        """Tell the scheduler a fact and carry out what it asks for."""
-        self._events.append(event)
+    def tell(self, event: events.Event, now: float | None = None) -> None:
+        """Tell the scheduler a fact and carry out what it asks for. ``now`` is the loop's time, if it is at hand."""
         if self._handling:
+            self._events.append(event)
             return
         self._handling = True
         try:
+            for command in self._scheduler.handle(event, self._loop.time() if now is None else now):
+                if isinstance(command, commands.Grant):  # nearly always
+                    self._decide(command)
+                else:
+                    self._carry_out(command)
             while self._events:
                 for command in self._scheduler.handle(self._events.popleft(), self._loop.time()):
                     self._carry_out(command)
@@ -203,7 +208,7 @@ class Gate:
         if future is None:
             self._decided[decision.ticket_id] = decision
         elif not future.done():
-            future.set_result(decision)
+            future.tell(decision)
         elif isinstance(decision, commands.Grant):
             self._events.append(events.Released(decision.ticket_id))  # its client left in this very step
 

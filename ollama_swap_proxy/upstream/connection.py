@@ -108,11 +108,13 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
 
     def expect_answer(self, sink: AnswerSink, *, has_body: bool) -> None:
-        """Make ``sink`` the taker of the next answer; ``has_body`` is False for HEAD. Call it before writing."""
+        """Make ``sink`` the taker of the next answer; ``has_body`` is False for HEAD. Call it in the step you write."""
         self._sink = sink
-        self._has_body = has_body
         self._payload = None
         self._held = b""
+        if self._parser is not None and has_body and self._has_body:
+            return  # it is behind a complete answer, and ready for the next
+        self._has_body = has_body
         self._parser = HttpResponseParser(
             _NO_FLOW_CONTROL,
             self._loop,
@@ -234,7 +236,6 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _end(self, sink: AnswerSink, body_bytes: int) -> None:
         self._sink = None
-        self._parser = None
         sink.ended(body_bytes, persistent=self._persistent)
 
     def _break(self, reason: str) -> None:

@@ -81,7 +81,7 @@ _DROPPED_BEHIND_A_READ_BODY = (Fate.DROP, Fate.DROP_IF_BODY_READ)
 def start_line(method: str, target: str, version: tuple[int, int]) -> bytes:
     """Return the request line, its target exactly as it came (the parser decodes it with surrogateescape)."""
     raw_target = target.encode("utf-8", "surrogateescape")
-    return b"%b %b HTTP/%d.%d\r\n" % (method.encode("ascii"), raw_target, *version)
+    return b"".join((method.encode("ascii"), b" ", raw_target, b" HTTP/%d.%d\r\n" % version))
 
 
 def request_head(

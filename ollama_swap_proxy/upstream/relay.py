@@ -12,15 +12,15 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from aiohttp import web
 from aiohttp.http_parser import RawResponseMessage
 from aiohttp.http_writer import HttpVersion11
 from aiohttp.streams import StreamReader
 from yarl import URL
 
-from ollama_swap_proxy.client_answers import Relayed
-from ollama_swap_proxy.client_connection import client_of
 from ollama_swap_proxy.errors import ProxyError
+from ollama_swap_proxy.listener.answers import Relayed
+from ollama_swap_proxy.listener.request import ClientRequest
+from ollama_swap_proxy.prompt import Prompt
 from ollama_swap_proxy.upstream.connection import UpstreamConnection, UpstreamFailed
 from ollama_swap_proxy.upstream.heads import CLOSING, NOT_BUFFERED, request_head, start_line, with_lines
 from ollama_swap_proxy.upstream.pool import UpstreamPool
@@ -75,7 +75,7 @@ class Relay:
 
     async def forward(
         self,
-        request: web.BaseRequest,
+        request: ClientRequest,
         body: KeptBody | bytes | None,
         *,
         record: Exchange,
@@ -91,7 +91,7 @@ class Relay:
         Raises ProxyError (``upstream_down``, 502) while nothing has been answered, RequestPayloadError when the
         client's body is malformed.
         """
-        message = request._message  # noqa: SLF001 - raw headers and target have no public name
+        message = request.message
         head = request_head(
             start_line(message.method, message.path, message.version),
             message.raw_headers,
@@ -105,7 +105,17 @@ class Relay:
             crossing = _Crossing(self._loop, request, record, on_response_head, unbuffered=unbuffered)
             try:
                 connection = reused or await self._pool.connect()
-                await crossing.run(connection, head, source)
+                crossing.begin(connection, head, source)
+                try:
+                    await crossing.done
+                except BaseException:
+                    connection.abort()
+                    raise
+                finally:
+                    await crossing.end()
+                if crossing.failure is not None:
+                    connection.abort()
+                    raise crossing.failure
                 break
             except UpstreamFailed as failed:
                 if crossing.begun:
@@ -135,36 +145,38 @@ class _Crossing:
         "_client_finished",
         "_connection",
         "_content",
-        "_done",
-        "_failure",
         "_loop",
         "_message",
         "_on_head",
         "_persistent",
         "_record",
+        "_sending",
         "_unbuffered",
         "begun",
+        "done",
+        "failure",
         "repeatable",
     )
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        request: web.BaseRequest,
+        request: ClientRequest,
         record: Exchange,
         on_head: Callable[[int], None] | None,
         *,
         unbuffered: bool,
     ) -> None:
         self._loop = loop
-        self._client = client_of(request)
-        self._message = request._message  # noqa: SLF001 - as above
+        self._client = request.client
+        self._message = request.message
         self._content = request.content
         self._record = record
         self._unbuffered = unbuffered
         self._on_head = on_head
-        self._done: asyncio.Future[None] = loop.create_future()
-        self._failure: BaseException | None = None
+        self._sending: asyncio.Task[None] | None = None
+        self.done: Prompt[None] = Prompt(loop)
+        self.failure: BaseException | None = None
         self._connection: UpstreamConnection | None = None
         self._persistent = False
         self._all_sent = False
@@ -172,33 +184,26 @@ class _Crossing:
         self.begun = False
         self.repeatable = False
 
-    async def run(self, connection: UpstreamConnection, head: bytes, body: StreamReader | KeptBody | bytes) -> None:
-        """Send all, and return when the answer is complete. Raises UpstreamFailed, RequestPayloadError."""
+    def begin(self, connection: UpstreamConnection, head: bytes, body: StreamReader | KeptBody | bytes) -> None:
+        """Send the request, a body that is not all here yet by a task. Then wait for ``done``, and call ``end``."""
         self._connection = connection
-        connection.expect_answer(self, has_body=self._message.method != "HEAD")
-        sending: asyncio.Task[None] | None = None
         ready = self._ready(body)
+        connection.write(head if ready is None else head + ready)
+        # All else comes behind the write: upstream is at work meanwhile.
+        connection.expect_answer(self, has_body=self._message.method != "HEAD")
         if ready is not None:
-            connection.write(head + ready)
             self._all_sent = True
         else:
-            connection.write(head)
-            sending = self._loop.create_task(self._send(body), name="request body")
-            sending.add_done_callback(self._sending_ended)
+            self._sending = self._loop.create_task(self._send(body), name="request body")
+            self._sending.add_done_callback(self._sending_ended)
         self._client.begin_flow(self)
-        try:
-            await self._done
-        except BaseException:
-            connection.abort()
-            raise
-        finally:
-            self._client.end_flow()
-            if sending is not None and not sending.done():
-                sending.cancel()
-                await asyncio.wait({sending})
-        if self._failure is not None:
-            connection.abort()
-            raise self._failure
+
+    async def end(self) -> None:
+        """Stop whatever is still under way, an unfinished body too."""
+        self._client.end_flow()
+        if self._sending is not None and not self._sending.done():
+            self._sending.cancel()
+            await asyncio.wait({self._sending})
 
     @property
     def reusable(self) -> bool:
@@ -217,13 +222,7 @@ class _Crossing:
         persistent = self._persistent and not self._message.should_close
         if unread and "Expect" in self._message.headers:
             persistent = False  # a final answer instead of 100 Continue: whether the body still comes is unknowable
-        return Relayed(
-            self._client,
-            status=self._record.status,
-            body_length=self._record.response_bytes,
-            persistent=persistent,
-            unread=unread,
-        )
+        return Relayed(persistent=persistent, unread=unread)
 
     # --- the request's body ---
 
@@ -289,19 +288,20 @@ class _Crossing:
 
     def head_came(self, message: RawResponseMessage, raw: bytes) -> None:
         """Pass the head on, with the lines of ours where they are due."""
-        record = self._record
-        record.first_byte_at = record.last_byte_at = self._loop.time()
-        record.status = message.code
-        record.streamed = bool(message.chunked or (message.should_close and "Content-Length" not in message.headers))
+        streamed = bool(message.chunked or (message.should_close and "Content-Length" not in message.headers))
         self.begun = self._client.answer_begun = True
         lines = b""
-        if record.streamed and self._unbuffered and "X-Accel-Buffering" not in message.headers:
+        if streamed and self._unbuffered and "X-Accel-Buffering" not in message.headers:
             lines = NOT_BUFFERED
         if self._client.is_closing_down() and not message.should_close and message.version is HttpVersion11:
             lines += CLOSING
         transport = self._client.transport
         if transport is not None:
             transport.write(with_lines(raw, lines) if lines else raw)
+        record = self._record
+        record.first_byte_at = record.last_byte_at = self._loop.time()
+        record.status = message.code
+        record.streamed = streamed
         if self._on_head is not None:
             self._on_head(message.code)
 
@@ -316,17 +316,17 @@ class _Crossing:
         """Finish."""
         self._record.response_bytes = body_bytes
         self._persistent = persistent
-        if not self._done.done():
-            self._done.set_result(None)
+        if not self.done.done():
+            self.done.tell(None)
 
     def broke(self, reason: str) -> None:
         """Finish without a whole answer."""
         self._fail(UpstreamFailed(reason))
 
     def _fail(self, error: BaseException) -> None:
-        if not self._done.done():
-            self._failure = error
-            self._done.set_result(None)
+        if not self.done.done():
+            self.failure = error
+            self.done.tell(None)
 
 
 def _chunk(data: bytes) -> bytes:

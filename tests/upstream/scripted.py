@@ -8,10 +8,11 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
-from aiohttp import web
 from yarl import URL
 
-from ollama_swap_proxy.http_server import Answer, OwnAnswer, ProxyServer
+from ollama_swap_proxy.listener.answers import Answer, OwnAnswer
+from ollama_swap_proxy.listener.request import ClientRequest
+from ollama_swap_proxy.listener.server import ProxyServer
 from ollama_swap_proxy.upstream.relay import Exchange, Relay
 
 SOON_S = 5.0
@@ -153,14 +154,14 @@ class Rig:
         return await client.rest()
 
 
-Handler = Callable[[Rig, web.BaseRequest, Exchange], Awaitable[Answer]]
+Handler = Callable[[Rig, ClientRequest, Exchange], Awaitable[Answer]]
 
 
-async def passthrough(rig: Rig, request: web.BaseRequest, record: Exchange) -> Answer:
+async def passthrough(rig: Rig, request: ClientRequest, record: Exchange) -> Answer:
     return await rig.relay.forward(request, None, record=record)
 
 
-async def gated(rig: Rig, request: web.BaseRequest, record: Exchange) -> Answer:
+async def gated(rig: Rig, request: ClientRequest, record: Exchange) -> Answer:
     """Read the body first, as the app does with inference requests."""
     body = b""
     while data := await request.content.readany():
@@ -175,7 +176,7 @@ async def relaying(script: Script, handler: Handler = passthrough) -> AsyncItera
     await upstream.start()
     relay = Relay(URL(f"http://127.0.0.1:{upstream.port}"), connect_timeout_s=5)
 
-    async def handle(request: web.BaseRequest) -> Answer:
+    async def handle(request: ClientRequest) -> Answer:
         record = Exchange()
         rig.records.append(record)
         try:

@@ -78,11 +78,9 @@ async def test_final_answer_instead_of_permission_ends_the_connection_at_once():
 
 
 async def test_expect_is_dropped_once_the_body_was_read_and_we_gave_the_permission():
-    from ollama_swap_proxy.http_server import let_client_send
-
     async def handler(rig, request, record):
-        let_client_send(request)
-        return await rig.relay.forward(request, await request.read(), record=record)
+        request.let_client_send()
+        return await rig.relay.forward(request, await request.content.read(), record=record)
 
     heads = []
 
@@ -240,7 +238,7 @@ async def test_slow_reader_holds_upstream_and_gets_everything():
 )
 async def test_a_body_kept_in_pieces_is_sent_in_order(framing, sent, expected):
     async def handler(rig, request, record):
-        await request.read()
+        await request.content.read()
         return await rig.relay.forward(request, Pieces(b"ab", b"cde"), record=record)
 
     async def script(side: Side) -> None:

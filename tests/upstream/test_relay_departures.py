@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from aiohttp import web
 from yarl import URL
 
 from ollama_swap_proxy.errors import ProxyError
-from ollama_swap_proxy.http_server import client_of
+from ollama_swap_proxy.listener.request import ClientRequest
 from ollama_swap_proxy.upstream.relay import Relay
 from tests.upstream.scripted import OK, Side, eventually, gated, passthrough, relaying
 
@@ -77,15 +76,15 @@ async def test_client_leaves_in_mid_upload(how):
 async def test_client_leaves_while_it_waits_for_its_lease(how):
     waits, cancelled = asyncio.Event(), asyncio.Event()
 
-    async def handler(rig, request: web.BaseRequest, record):
-        await request.read()
-        with client_of(request).waiting():
-            waits.set()
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                cancelled.set()
-                raise
+    async def handler(rig, request: ClientRequest, record):
+        await request.content.read()
+        request.client.begin_waiting()
+        waits.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
 
     async def script(side: Side) -> None:
         pytest.fail("nothing may reach upstream")
@@ -105,15 +104,15 @@ async def test_client_leaves_while_it_waits_for_its_lease(how):
 async def test_client_that_left_before_it_waited_is_cancelled_too():
     came, go_on, cancelled = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    async def handler(rig, request: web.BaseRequest, record):
+    async def handler(rig, request: ClientRequest, record):
         came.set()
         await go_on.wait()
-        with client_of(request).waiting():
-            try:
-                await asyncio.Event().wait()
-            except asyncio.CancelledError:
-                cancelled.set()
-                raise
+        request.client.begin_waiting()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
 
     async def script(side: Side) -> None:
         pytest.fail("nothing may reach upstream")

@@ -8,10 +8,12 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 import structlog
-from aiohttp import web
 
 from ollama_swap_proxy.errors import Dialect, ProxyError
-from ollama_swap_proxy.http_server import ClientConnection, OwnAnswer, ProxyServer, client_of, let_client_send
+from ollama_swap_proxy.listener.answers import OwnAnswer
+from ollama_swap_proxy.listener.connection import ClientConnection
+from ollama_swap_proxy.listener.request import ClientRequest
+from ollama_swap_proxy.listener.server import ProxyServer
 from tests.upstream.scripted import OK, Side, eventually, gated, passthrough, relaying
 
 GET = b"GET / HTTP/1.1\r\nHost: me\r\n\r\n"
@@ -32,7 +34,7 @@ async def answer_all(side: Side) -> None:
         await side.send_all(OK)
 
 
-async def error_answer(rig, request: web.BaseRequest, record) -> OwnAnswer:
+async def error_answer(rig, request: ClientRequest, record) -> OwnAnswer:
     return OwnAnswer.of_error(ERROR, Dialect.NATIVE)
 
 
@@ -194,8 +196,8 @@ async def test_error_of_ours_during_an_upload_reaches_the_client():
 )
 async def test_we_give_permission_to_send_only_where_it_is_waited_for(head, waits):
     async def handler(rig, request, record):
-        let_client_send(request)
-        await request.read()
+        request.let_client_send()
+        await request.content.read()
         return OwnAnswer(200, [], b"done")
 
     async with relaying(answer_all, handler) as rig:
@@ -226,8 +228,8 @@ async def test_failed_handler_is_logged_and_answered_with_a_code():
 
 async def test_handler_that_fails_behind_an_answer_answers_no_second_time():
     async def handler(rig, request, record):
-        client_of(request).answer_begun = True
-        request.transport.write(b"HTTP/1.1 200 OK\r\n")
+        request.client.answer_begun = True
+        request.client.transport.write(b"HTTP/1.1 200 OK\r\n")
         raise LookupError("a defect")
 
     async with relaying(answer_all, handler) as rig:
@@ -331,8 +333,8 @@ async def test_queued_requests_are_answered_on_drain():
     drain = asyncio.Event()
 
     async def handler(rig, request, record):
-        with client_of(request).waiting():
-            await drain.wait()
+        request.client.begin_waiting()
+        await drain.wait()
         return OwnAnswer.of_error(ERROR)
 
     async with relaying(answer_all, handler) as rig:

@@ -1,7 +1,7 @@
 """The listener for clients: aiohttp's low-level server, set up for a relay that writes raw bytes.
 
 Owns the listening sockets, the server's settings and the graceful stop. Must not route, must not know upstream or the
-gate. What one connection does is in client_connection.py, what a handler returns in client_answers.py.
+gate. What one connection does is in connection.py, what a handler returns in answers.py.
 """
 
 from __future__ import annotations
@@ -13,25 +13,12 @@ from typing import Any, Final, cast
 import structlog
 from aiohttp import web
 
-from ollama_swap_proxy.client_answers import Answer, OwnAnswer, Refusal, Relayed
-from ollama_swap_proxy.client_connection import ClientConnection, client_of, let_client_send
-
-__all__ = [
-    "Answer",
-    "ClientConnection",
-    "OwnAnswer",
-    "ProxyServer",
-    "Refusal",
-    "Relayed",
-    "client_of",
-    "let_client_send",
-]
-
-HEAD_LIMIT_LINES: Final = 10_000
-"""Most header lines. Go has no such limit; in its 1 MiB there could be 260,000, which nobody sends in earnest."""
+from ollama_swap_proxy.listener.answers import Answer
+from ollama_swap_proxy.listener.connection import HEAD_LIMIT_LINES, ClientConnection
+from ollama_swap_proxy.listener.request import ClientRequest
 
 LINE_LIMIT_BYTES: Final = 2**20 + 4096
-"""Largest line of a head: the limit that counts is the one on the whole head (client_connection.HEAD_LIMIT_BYTES)."""
+"""Largest line of a head: the limit that counts is the one on the whole head (screening.HEAD_LIMIT_BYTES)."""
 
 BACKLOG: Final = 1024
 """Connections the kernel may hold for us; as many as Go asks for where the system allows it, or more."""
@@ -42,7 +29,7 @@ FORCED_END_S: Final = 2.0
 LOOK_AGAIN_S: Final = 0.02
 """How often a stop looks for connections that have become idle."""
 
-Handler = Callable[[web.BaseRequest], Awaitable[Answer]]
+Handler = Callable[[ClientRequest], Awaitable[Answer]]
 
 
 class ProxyServer(web.Server):
@@ -51,14 +38,16 @@ class ProxyServer(web.Server):
     def __init__(self, handler: Handler) -> None:
         """Raise TypeError or RuntimeError if this aiohttp does not take the settings (it would drop all in silence)."""
         super().__init__(
-            cast("Any", handler),
+            cast("Any", None),  # `ClientConnection.start` calls the handler by itself
             handler_cancellation=True,  # a client that leaves cancels its handler: nothing else would notice
             access_log=None,
+            keepalive_timeout=0,  # the connection has its own limit for idle ones
             auto_decompress=False,
             max_line_size=LINE_LIMIT_BYTES,
             max_field_size=LINE_LIMIT_BYTES,
             max_headers=HEAD_LIMIT_LINES,
         )
+        self.handler = handler
         self.draining = False
         self._sockets: list[asyncio.Server] = []
         self._log = structlog.get_logger()
@@ -116,11 +105,8 @@ class ProxyServer(web.Server):
                 connection.transport.abort()
         return len(connections)
 
-    def handler_failed(self, request: web.BaseRequest, exc: BaseException | None) -> None:
+    def handler_failed(self, request: ClientRequest, error: BaseException) -> None:
         """Log a handler's exception; nobody else sees it."""
         self._log.error(
-            "handler_failed",
-            method=request.method,
-            path=request.rel_url.raw_path,
-            exc_info=exc,
+            "handler_failed", method=request.message.method, path=request.message.path.partition("?")[0], exc_info=error
         )

@@ -4,29 +4,27 @@ Owns the limits of request heads, half-closed clients, slow readers, clients tha
 complete, what comes behind an offer of another protocol, and who gets Go's refusals. Must not route, must not know
 upstream or the gate.
 
-It stands on names of aiohttp that are not documented (``RequestHandler``'s slots, ``request._message``); the tests of
-this module and of the relay fail if one of them changes.
+It stands on names of aiohttp that are not documented (``RequestHandler``'s slots); the tests of this package and of the
+relay fail if one of them changes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+import contextlib
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from aiohttp import web
-from aiohttp.http_writer import HttpVersion11
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
-from ollama_swap_proxy.client_answers import Refusal, refusal_for
+from ollama_swap_proxy.listener.answers import Answer, Refusal, failed, unreadable
+from ollama_swap_proxy.listener.offers import Offer
+from ollama_swap_proxy.listener.request import ClientRequest, Flow
+from ollama_swap_proxy.listener.screening import HEAD_LIMIT_BYTES, refused
+from ollama_swap_proxy.prompt import Prompt
 
 if TYPE_CHECKING:
-    from ollama_swap_proxy.http_server import ProxyServer
-
-HEAD_LIMIT_BYTES: Final = 2**20 + 4096
-"""Largest request head in all, as Go counts it (net/http: DefaultMaxHeaderBytes plus 4096 for its buffer)."""
+    from ollama_swap_proxy.listener.server import ProxyServer
 
 HEAD_LIMIT_LINES: Final = 10_000
 """Most header lines. Go has no such limit; at its 1 MiB there could be 260,000, which nobody sends in earnest."""
@@ -39,20 +37,13 @@ LINGER_S: Final = 0.5
 rstAvoidanceDelay)."""
 
 
-_BLANK_LINE: Final = b"\r\n\r\n"
+_OVER: Final = RequestPayloadError("this request is over")
+IDLE_LIMIT_S: Final = 3600.0
+"""A connection without a request for so long is closed, after twice as long at the latest. Go's server has no limit;
+without one, clients that vanished without a FIN would stay for ever."""
 
-
-class Flow(Protocol):
-    """Whoever writes an answer to a client and can be told to wait."""
-
-    def hold(self) -> None:
-        """Stop: the client's buffer is full."""
-
-    def go_on(self) -> None:
-        """Go on."""
-
-    def client_finished(self) -> None:
-        """Note that the client has sent FIN behind its last request: it may be gone or half-closed."""
+LATE_BODY_S: Final = 10.0
+"""How long a client may still send a body whose answer is complete, before its connection is closed."""
 
 
 class ClientConnection(RequestHandler):
@@ -62,12 +53,16 @@ class ClientConnection(RequestHandler):
         "_dropping",
         "_flow",
         "_head_bytes",
+        "_idle_timer",
         "_last_payload",
         "_left",
+        "_next",
         "_offer",
         "_server",
+        "address",
         "answer_begun",
         "saw_eof",
+        "waits",
     )
 
     def __init__(self, server: ProxyServer, *, loop: asyncio.AbstractEventLoop, **keywords: Any) -> None:
@@ -77,15 +72,90 @@ class ClientConnection(RequestHandler):
         self._head_bytes = 0
         self._last_payload: StreamReader = EMPTY_PAYLOAD
         self._dropping = False
-        self._offer: _Offer | None = None
+        self._offer: Offer | None = None
         self._left: asyncio.Future[None] | None = None
+        self._next: Prompt[None] = Prompt(loop)
+        self.address = ""
         self.answer_begun = False
         self.saw_eof = False
+        self.waits = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound what a slow reader can make us keep."""
         cast("asyncio.Transport", transport).set_write_buffer_limits(high=CLIENT_HIGH_WATER_BYTES)
+        peer = transport.get_extra_info("peername")
+        self.address = str(peer[0]) if isinstance(peer, tuple) else ""
         super().connection_made(transport)
+        self._close_if_idle(-1)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Cancel what is under way."""
+        self._idle_timer.cancel()
+        super().connection_lost(exc)
+
+    async def start(self) -> None:
+        """Serve this connection's requests one after another, until one side ends it.
+
+        In place of aiohttp's own, which makes a task of every request and answers failures in its own words. Cancelled
+        when the connection is lost, and the handler with it.
+        """
+        try:
+            while not self._force_close:
+                if not self._messages:
+                    self._next = Prompt(self._loop)
+                    self._waiter = cast("asyncio.Future[None]", self._next)
+                    try:
+                        await self._next
+                    finally:
+                        self._waiter = None
+                message, content = self._messages.popleft()
+                if self._parser is not None:
+                    self._parser.message_consumed()
+                if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+                    self._resume_reading_if_drained()
+                if not await self._serve(message, content):
+                    break
+        finally:
+            self._task_handler = None
+            self.force_close()
+
+    async def _serve(self, message: Any, content: StreamReader) -> bool:
+        """Have one request answered; say whether the connection may take another one.
+
+        After the first byte of an answer nothing may follow: then the connection is cut instead.
+        """
+        request: ClientRequest | None = None
+        answer: Answer | None
+        if isinstance(message, _ErrInfo):
+            answer = unreadable(message.status, message.exc, message.message)
+        else:
+            request = ClientRequest(message, content, self)
+            try:
+                answer = await self._server.handler(request)
+            except ConnectionError:
+                answer = None
+            except RequestPayloadError:
+                answer = Refusal(400)
+            except Exception as error:  # noqa: BLE001 - the server logs it, and the client must hear something
+                self._server.handler_failed(request, error)
+                answer = failed(error)
+        if self.answer_begun or answer is None:
+            if self.transport is not None:
+                self.transport.abort()
+            return False
+        answer.send(self, request)
+        if answer.lingers:
+            await self._linger()
+        elif not content.is_eof():
+            await _drop(content)
+        return answer.persistent and content.is_eof() and self.may_stay() and not self._close
+
+    def _close_if_idle(self, requests_before: int) -> None:
+        """Close a connection without a request since the last look, and look again: costs nothing per request."""
+        if self._request_count == requests_before and self.is_idle():
+            self.force_close()
+        else:
+            self._idle_timer = self._loop.call_later(IDLE_LIMIT_S, self._close_if_idle, self._request_count)
 
     # --- for whoever answers ---
 
@@ -101,19 +171,18 @@ class ClientConnection(RequestHandler):
         """Forget the flow."""
         self._flow = None
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Hold that a client which closes or half-closes meanwhile has left: its request is cancelled at once.
+    def begin_waiting(self) -> None:
+        """Hold from now on that a client which closes or half-closes has left: its request is cancelled at once.
 
         Ollama does the same for a queued request: Go cancels its context on FIN (docs/ollama.md).
         """
-        if self.saw_eof:
-            self._leave()
-        self._left = self._loop.create_future()
-        try:
-            yield
-        finally:
-            self._left = None
+        self.waits = True
+        if self.saw_eof and self.transport is not None:
+            self.transport.close()
+
+    def end_waiting(self) -> None:
+        """End that."""
+        self.waits = False
 
     def may_stay(self) -> bool:
         """Say whether the connection may serve more requests after this one."""
@@ -123,12 +192,11 @@ class ClientConnection(RequestHandler):
         """Say whether we ourselves close this connection behind the answer under way."""
         return (self._server.draining or self._dropping) and not self._messages
 
-    async def linger(self) -> None:
+    async def _linger(self) -> None:
         """Send FIN, then read and drop until the client closes too, for ``LINGER_S`` at the longest."""
         transport = self.transport
         if transport is None:
             return
-        self._lingering_time = 0.0  # aiohttp's own lingering would read on for 10 s
         self._dropping = True
         self._left = self._loop.create_future()
         if transport.can_write_eof():
@@ -175,6 +243,8 @@ class ClientConnection(RequestHandler):
         while (self._offer is not None or self._upgraded) and (behind := self._behind_offer(data)):
             data = behind
             self._parse(data)
+        if self._waiter is not None and self._next.done():
+            self._next.wake()
 
     def _parse(self, data: bytes) -> None:
         at_head = self._last_payload.is_eof()
@@ -195,16 +265,11 @@ class ClientConnection(RequestHandler):
                 if not self._last_payload.is_eof():  # the body of the message before is what cannot be read
                     self._last_payload.set_exception(RequestPayloadError("malformed request body"))
                 continue
-            if message.version is not HttpVersion11 and message.version != (1, 0):
-                self._messages[position] = _error(505 if message.version[0] > 1 else 400), EMPTY_PAYLOAD
-            elif message.method == "CONNECT":
-                self._messages[position] = _error(405), EMPTY_PAYLOAD
-            elif self._head_bytes > HEAD_LIMIT_BYTES and _head_bytes(message) > HEAD_LIMIT_BYTES:
-                self._messages[position] = _error(431), EMPTY_PAYLOAD
-            elif (message.chunked or message.upgrade) and (status := _misframed(message)):
+            status = refused(message, self._head_bytes)
+            if status:
                 self._messages[position] = _error(status), EMPTY_PAYLOAD
             elif message.upgrade:
-                self._offer = _Offer(message, data if count == 1 else b"")
+                self._offer = Offer(message, data if count == 1 else b"")
             self._last_payload = payload
         self._head_bytes = 0
 
@@ -243,7 +308,7 @@ class ClientConnection(RequestHandler):
         self.saw_eof = True
         serving = self._waiter is None and self._request_count > 0  # the handler's task may not have begun yet
         owed = serving or bool(self._messages)
-        if self._left is not None or not owed or not self._last_payload.is_eof():
+        if self.waits or self._left is not None or not owed or not self._last_payload.is_eof():
             if self._left is not None and not self._left.done():
                 self._left.set_result(None)
             return None
@@ -251,94 +316,14 @@ class ClientConnection(RequestHandler):
             self._flow.client_finished()
         return True
 
-    def _leave(self) -> None:
-        if self.transport is not None:
-            self.transport.close()
 
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        """Answer what cannot be parsed as Go does, and a failed handler with an error of ours.
-
-        After the first byte of an answer nothing may follow: the connection is cut instead.
-        """
-        if self.answer_begun:
-            if self.transport is not None:
-                self.transport.abort()
-            raise ConnectionError("an answer had begun") from exc
-        answer = refusal_for(status, exc, message)
-        if not isinstance(answer, Refusal):
-            self._server.handler_failed(request, exc)
-        return cast("web.StreamResponse", answer)
-
-
-class _Offer:
-    """A request that offers another protocol, while it is being read."""
-
-    __slots__ = ("_chunked", "_end", "_last_bytes")
-
-    def __init__(self, message: Any, data: bytes) -> None:
-        """``data`` is the read that its head came in, with nothing in front of it; else empty: then it is unknown."""
-        head = -1 if data[:1] in b"\r\n" else data.find(_BLANK_LINE)
-        self._chunked = bool(message.chunked)
-        self._last_bytes = b""
-        self._end = -1
-        if head >= 0:
-            self._end = head + len(_BLANK_LINE) + int(message.headers.get("Content-Length", "0"))
-
-    def split(self, data: bytes) -> bytes | None:
-        """Return what of the next read is behind the request, if the request ends in it; None if that is unknown.
-
-        The end of chunks is only known where a read ends with the first blank line in it.
-        """
-        end = self._end
-        if self._chunked:
-            self._end = 0
-            tail = self._last_bytes + data[max(end, 0) :]
-            self._last_bytes = tail[1 - len(_BLANK_LINE) :]
-            return b"" if 0 <= tail.find(_BLANK_LINE) == len(tail) - len(_BLANK_LINE) else None
-        self._end = end - len(data)
-        return data[end:] if end >= 0 else None
-
-
-def client_of(request: web.BaseRequest) -> ClientConnection:
-    """Return the connection that a request came on."""
-    return cast("ClientConnection", request.protocol)
-
-
-def let_client_send(request: web.BaseRequest) -> None:
-    """Answer ``Expect: 100-continue`` ourselves, before we read a body that upstream has not asked for yet.
-
-    Not to HTTP/1.0, and not when the body is already there (it was sent without waiting).
-    """
-    message = request._message  # noqa: SLF001 - see the module's docstring
-    expects = message.headers.get("Expect", "").lower() == "100-continue"
-    if expects and message.version >= HttpVersion11 and not request.content.is_eof() and request.transport is not None:
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-
-
-def _misframed(message: Any) -> int:
-    """Return the status for a body that we and Go would not see the same end of, else 0.
-
-    Go takes chunks without any other coding, and in HTTP/1.0 it takes them for the next request (net/http:
-    transferReader.parseTransferEncoding).
-    """
-    codings = message.headers.getall("Transfer-Encoding", ())
-    if not codings:
-        return 0
-    if message.version is not HttpVersion11:
-        return 400
-    return 0 if message.chunked and len(codings) == 1 and codings[0].lower() == "chunked" else 501
+async def _drop(content: StreamReader) -> None:
+    """Read and drop the rest of a body that its answer did not need, for ``LATE_BODY_S`` at the longest."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LATE_BODY_S):
+            while not content.is_eof():
+                await content.readany()
 
 
 def _error(status: int) -> _ErrInfo:
     return _ErrInfo(status=status, exc=ValueError(str(status)), message="")
-
-
-def _head_bytes(message: Any) -> int:
-    lines = sum(len(name) + len(value) + 4 for name, value in message.raw_headers)
-    return int(lines + len(message.method) + len(message.path) + 12)

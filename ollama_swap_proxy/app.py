@@ -8,27 +8,28 @@ certain to answer without loading anything goes straight through and costs no re
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
-from aiohttp import web
 from aiohttp.web_protocol import RequestPayloadError
 
 from ollama_swap_proxy.access import TURNED_AWAY, HostGuard
-from ollama_swap_proxy.bodies import Body, read_intent
+from ollama_swap_proxy.bodies import SYNCHRONOUS_LIMIT_BYTES, Body, read_at_once, read_intent
 from ollama_swap_proxy.config import Settings
 from ollama_swap_proxy.core import endpoints, events, json_fields, names
-from ollama_swap_proxy.core.endpoints import Dialect, Endpoint
+from ollama_swap_proxy.core.endpoints import Endpoint
 from ollama_swap_proxy.core.requests import Intent, Kind, surely_refused_by
 from ollama_swap_proxy.core.tickets import LoadRecipe, Ticket, Variant
 from ollama_swap_proxy.core.variants import load_recipe, variant_options
 from ollama_swap_proxy.errors import ProxyError
-from ollama_swap_proxy.gate import Gate, Held
-from ollama_swap_proxy.http_server import Answer, OwnAnswer, client_of, let_client_send
+from ollama_swap_proxy.gate import Gate
+from ollama_swap_proxy.journal import Journal, Journey
+from ollama_swap_proxy.listener.answers import Answer, OwnAnswer
+from ollama_swap_proxy.listener.request import ClientRequest
 from ollama_swap_proxy.upstream.catalog import Catalog, Entry
 from ollama_swap_proxy.upstream.control import ControlError
-from ollama_swap_proxy.upstream.relay import Exchange, Relay
+from ollama_swap_proxy.upstream.relay import Relay
 
 INTERNAL_ERROR: Final = "internal_error"
 
@@ -50,25 +51,6 @@ class Plan:
     recipe: LoadRecipe | None
 
 
-@dataclass(slots=True)
-class Journey:
-    """What the one log line of a request tells. Times are the loop's seconds. Never a prompt or an answer."""
-
-    id: int
-    method: str
-    path: str
-    dialect: Dialect
-    client: str
-    began_at: float
-    exchange: Exchange = field(default_factory=Exchange)
-    model: str = ""
-    gated: bool = False
-    why: str = ""
-    waited_s: float = 0.0
-    swapped: bool = False
-    error: str = ""
-
-
 class App:
     """The handler of the proxy port."""
 
@@ -77,18 +59,24 @@ class App:
         self._catalog = catalog
         self._relay = relay
         self._guard = guard
+        self._journal = Journal()
+        self._at_once_bytes = min(SYNCHRONOUS_LIMIT_BYTES, settings.body_limit_bytes or SYNCHRONOUS_LIMIT_BYTES)
         self._settings = settings
         self._plans: dict[tuple[Endpoint, str, str], Plan] = {}
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger("app")
 
-    async def handle(self, request: web.BaseRequest) -> Answer:
+    def close(self) -> None:
+        """Write the log lines that are left."""
+        self._journal.close()
+
+    async def handle(self, request: ClientRequest) -> Answer:
         """Serve one request of any kind."""
-        message = request._message  # noqa: SLF001 - the raw target has no public name
+        message = request.message
         endpoint = endpoints.match(message.method, message.path)
         dialect = endpoints.dialect_of(message.path) if endpoint is None else endpoint.dialect
         began_at = self._loop.time()
-        client = request.remote or ""
+        client = request.client.address
         journey = Journey(self._gate.next_id(), message.method, message.path, dialect, client, began_at)
         try:
             if not self._guard.allows(message.headers.get("Host", "")):
@@ -112,55 +100,84 @@ class App:
         except Exception:
             journey.error = INTERNAL_ERROR
             self._log.exception("handler_failed", id=journey.id)
-            if client_of(request).answer_begun:
+            if request.client.answer_begun:
                 raise  # too late for an answer: the listener cuts the connection
             journey.exchange.status = 500
             return OwnAnswer.of_error(ProxyError(INTERNAL_ERROR, 500, "the proxy failed; see its log"), dialect)
         finally:
-            self._tell(journey)
+            self._journal.end(journey)
 
-    async def _gated(self, request: web.BaseRequest, endpoint: Endpoint, journey: Journey) -> Answer:
+    async def _gated(self, request: ClientRequest, endpoint: Endpoint, journey: Journey) -> Answer:
         journey.gated = True
+        content = request.content
+        data = content.read_nowait() if content.is_eof() else b""
+        if data and len(data) <= self._at_once_bytes:
+            intent = read_at_once(endpoint, request.message.headers, data)
+            if intent is not None:
+                ticket = self._warm_ticket(endpoint, intent, journey)
+                if ticket is not None:
+                    return await self._leased(request, ticket, data, journey)
+                return await self._judged(request, endpoint, intent, data, journey)
         body = Body(self._settings.body_memory_bytes, self._settings.body_limit_bytes)
         try:
-            await _read(request, body)
-            target = request._message.path  # noqa: SLF001 - as above
+            await _read(request, body, data)
+            target = request.message.path
             intent = await read_intent(endpoint, target, request.headers, body)
-            journey.model = intent.name or intent.model
-            entry = await self._entry_of(endpoint, intent, journey)
-            if entry is None:
-                return await self._pass_on(request, intent, body, journey)
-            return await self._leased(request, self._ticket(endpoint, intent, entry, journey), body, journey)
+            kept = body.as_bytes() if body.in_memory else body
+            return await self._judged(request, endpoint, intent, kept, journey)
         finally:
             body.close()
 
-    async def _entry_of(self, endpoint: Endpoint, intent: Intent, journey: Journey) -> Entry | None:
-        """Return the model to take a lease on, or None (and why, in the journey) where none is needed."""
+    def _warm_ticket(self, endpoint: Endpoint, intent: Intent, journey: Journey) -> Ticket | None:
+        """Return the ticket of a request that needs a lease on a model which is resident for all we know, else None."""
+        entry = self._catalog.cached(intent.name) if intent.kind is Kind.LEASE else None
+        if entry is None or entry.remote or surely_refused_by(intent, entry.capabilities or None):
+            return None
+        plan = self._plan(endpoint, intent, entry)
+        if not self._gate.serves(plan.variant):
+            return None
+        journey.model = intent.name
+        return self._ticket(plan, intent, entry, journey, journey.began_at)
+
+    async def _judged(
+        self, request: ClientRequest, endpoint: Endpoint, intent: Intent, body: Body | bytes, journey: Journey
+    ) -> Answer:
+        journey.model = intent.name or intent.model
         if intent.kind is not Kind.LEASE:
             journey.why = intent.reason or intent.kind.value
-            return None
+            return await self._pass_on(request, intent, body, journey)
         entry = self._catalog.cached(intent.name)
-        if entry is None or not self._gate.serves(self._plan(endpoint, intent, entry).variant):
-            try:
-                entry = await self._catalog.find(intent.name, FRESH_ENTRY_S)
-            except ControlError as error:
-                if error.is_away:
-                    raise ProxyError("upstream_down", 502, f"Ollama does not answer: {error}", 5) from None
-                text = f"what Ollama has under this name could not be found out: {error}"
-                raise ProxyError("catalog_unknown", 503, text, retry_after_s=5) from None
-        if entry is None:
+        plan = None if entry is None else self._plan(endpoint, intent, entry)
+        if entry is None or plan is None or not self._gate.serves(plan.variant):
+            entry = await self._find(intent.name)
+            plan = None if entry is None else self._plan(endpoint, intent, entry)
+        if entry is None or plan is None:
             journey.why = "unknown model"
         elif entry.remote:
-            journey.why, entry = "remote model", None
+            journey.why = "remote model"
         elif surely_refused_by(intent, entry.capabilities or None):
-            journey.why, entry = f"{endpoint.path} is not among the model's capabilities", None
-        return entry
+            journey.why = f"{endpoint.path} is not among the model's capabilities"
+        else:
+            return await self._leased(
+                request, self._ticket(plan, intent, entry, journey, self._loop.time()), body, journey
+            )
+        return await self._pass_on(request, intent, body, journey)
 
-    async def _pass_on(self, request: web.BaseRequest, intent: Intent, body: Body, journey: Journey) -> Answer:
+    async def _find(self, name: str) -> Entry | None:
+        """Look a model up that is not known to be resident, or not known at all."""
+        try:
+            return await self._catalog.find(name, FRESH_ENTRY_S)
+        except ControlError as error:
+            if error.is_away:
+                raise ProxyError("upstream_down", 502, f"Ollama does not answer: {error}", 5) from None
+            text = f"what Ollama has under this name could not be found out: {error}"
+            raise ProxyError("catalog_unknown", 503, text, retry_after_s=5) from None
+
+    async def _pass_on(self, request: ClientRequest, intent: Intent, body: Body | bytes, journey: Journey) -> Answer:
         """Relay a request that loads nothing, and look again if Ollama saw that differently."""
         exchange = journey.exchange
         try:
-            return await self._relay.forward(request, _kept(body), record=exchange, unbuffered=True)
+            return await self._relay.forward(request, body, record=exchange, unbuffered=True)
         finally:
             if intent.kind is Kind.UNLOAD:
                 self._gate.tell(events.ViewOutdated("an unload request passed by"))
@@ -168,8 +185,14 @@ class App:
                 self._log.warning("judged_wrongly", id=journey.id, model=journey.model, why=journey.why)
                 self._gate.tell(events.ViewOutdated("a request that we took for one that loads nothing was answered"))
 
-    async def _leased(self, request: web.BaseRequest, ticket: Ticket, body: Body, journey: Journey) -> Answer:
-        held = await self._acquire(request, ticket)
+    async def _leased(self, request: ClientRequest, ticket: Ticket, body: Body | bytes, journey: Journey) -> Answer:
+        held = self._gate.ask(ticket)
+        if held is None:
+            request.client.begin_waiting()
+            try:
+                held = await self._gate.wait(ticket)
+            finally:
+                request.client.end_waiting()
         journey.waited_s, journey.swapped = held.waited_s, held.swapped
         exchange = journey.exchange
         failed = True
@@ -177,12 +200,12 @@ class App:
             self._gate.watch(held, exchange)
             answer = await self._relay.forward(
                 request,
-                _kept(body),
+                body,
                 record=exchange,
                 unbuffered=True,
                 on_response_head=(lambda _: self._gate.first_byte(held)) if held.loads else None,
             )
-            if exchange.cut and client_of(request).saw_eof:
+            if exchange.cut and request.client.saw_eof:
                 journey.error = "client_left"  # it closed first, and Ollama ended the answer because of that
             failed = (exchange.cut and not journey.error) or exchange.status >= 500
         except asyncio.CancelledError:
@@ -193,14 +216,13 @@ class App:
         finally:
             self._gate.release(held, failed=failed)
 
-    def _ticket(self, endpoint: Endpoint, intent: Intent, entry: Entry, journey: Journey) -> Ticket:
-        plan = self._plan(endpoint, intent, entry)
+    def _ticket(self, plan: Plan, intent: Intent, entry: Entry, journey: Journey, arrived_at: float) -> Ticket:
         keep_alive_s = intent.keep_alive_s
         return Ticket(
             id=journey.id,
             variant=plan.variant,
             name=entry.spelled,
-            arrived_at=self._loop.time(),
+            arrived_at=arrived_at,
             recipe=plan.recipe,
             client=journey.client,
             stays_briefly=keep_alive_s is not None and keep_alive_s < self._settings.ps_max_age_s,
@@ -217,20 +239,13 @@ class App:
             plan = self._plans[key] = _make_plan(endpoint, intent, entry)
         return plan
 
-    async def _acquire(self, request: web.BaseRequest, ticket: Ticket) -> Held:
-        held = self._gate.ask(ticket)
-        if held is None:
-            with client_of(request).waiting():
-                held = await self._gate.wait(ticket)
-        return held
-
-    async def _change_library(self, request: web.BaseRequest, journey: Journey) -> Answer:
+    async def _change_library(self, request: ClientRequest, journey: Journey) -> Answer:
         """Relay a pull, create, copy or delete, and tell the catalog and the gate afterwards."""
         changed: set[str | None] = {None}
         kept: bytes | None = None
-        if (request.content_length or 0) <= LIBRARY_BODY_LIMIT_BYTES and not request._message.chunked:  # noqa: SLF001
+        if request.content_length <= LIBRARY_BODY_LIMIT_BYTES and not request.message.chunked:
             body = Body(LIBRARY_BODY_LIMIT_BYTES)
-            await _read(request, body)
+            await _read(request, body, b"")
             kept = body.as_bytes()
             changed = _names_in(kept)
         try:
@@ -242,44 +257,19 @@ class App:
                 if entry is not None:
                     self._gate.tell(events.ModelChanged(entry.key))
 
-    def _tell(self, journey: Journey) -> None:
-        exchange = journey.exchange
-        now = self._loop.time()
-        line = self._log.info if journey.gated or journey.error not in ("", "client_left") else self._log.debug
-        first_byte_at = exchange.first_byte_at
-        line(
-            "request",
-            id=journey.id,
-            method=journey.method,
-            path=journey.path.partition("?")[0],
-            dialect=journey.dialect.value,
-            client=journey.client,
-            model=journey.model,
-            status=exchange.status,
-            error=journey.error or ("cut" if exchange.cut else ""),
-            passed=journey.why,
-            waited_s=round(journey.waited_s, 4),
-            swapped=journey.swapped,
-            first_byte_s=None if first_byte_at is None else round(first_byte_at - journey.began_at, 4),
-            total_s=round(now - journey.began_at, 4),
-            request_bytes=exchange.request_bytes,
-            response_bytes=exchange.response_bytes,
-        )
 
+async def _read(request: ClientRequest, body: Body, begun: bytes) -> None:
+    """Read a request's body before anything waits for it: only then is a client that leaves noticed at once.
 
-async def _read(request: web.BaseRequest, body: Body) -> None:
-    """Read a request's body before anything waits for it: only then is a client that leaves noticed at once."""
+    ``begun`` is what has been read of it already.
+    """
+    if begun:
+        await body.append(begun)
     content = request.content
     if not content.is_eof():
-        let_client_send(request)
-        while chunk := await content.readany():
-            await body.append(chunk)
-    elif chunk := content.read_nowait():
+        request.let_client_send()
+    while chunk := await content.readany():
         await body.append(chunk)
-
-
-def _kept(body: Body) -> Body | bytes:
-    return body.as_bytes() if body.in_memory else body
 
 
 def _make_plan(endpoint: Endpoint, intent: Intent, entry: Entry) -> Plan:

@@ -154,23 +154,33 @@ async def read_intent(
     """
     if endpoint.is_form:
         return await _read_form(target, headers.get("Content-Type", ""), body)
-    # Exactly this spelling, and only on /v1: anything else Ollama takes for the JSON itself (transcript encodings).
-    if endpoint.takes_zstd and headers.get("Content-Encoding") == "zstd":
+    if _is_zstd(endpoint, headers):
         return await _read_zstd(endpoint, body)
     if body.size <= SYNCHRONOUS_LIMIT_BYTES and body.in_memory:
-        intent = _read_at_once(endpoint, body.as_bytes())
+        intent = read_at_once(endpoint, headers, body.as_bytes())
         if intent is not None:
             return intent
     return await _read_in_slices(endpoint, body.chunks(SLICE_BYTES))
 
 
-def _read_at_once(endpoint: Endpoint, data: bytes) -> requests.Intent | None:
+def read_at_once(endpoint: Endpoint, headers: Mapping[str, str], data: bytes) -> requests.Intent | None:
+    """Find out what a request asks for whose whole body is small (`SYNCHRONOUS_LIMIT_BYTES`) and here.
+
+    None where that takes `read_intent`: a form, a compressed body, one that is nested deeply.
+    """
+    if endpoint.is_form or _is_zstd(endpoint, headers):
+        return None
     try:
         return requests.judge(endpoint, json_fields.read(data))
     except json_fields.BadJSON as problem:
         return requests.refusal(f"invalid JSON: {problem}")
     except json_fields.TooDeep:
         return None
+
+
+def _is_zstd(endpoint: Endpoint, headers: Mapping[str, str]) -> bool:
+    """Say whether Ollama inflates a body: exactly this spelling, and only on /v1 (transcript encodings)."""
+    return endpoint.takes_zstd and headers.get("Content-Encoding") == "zstd"
 
 
 async def _read_in_slices(endpoint: Endpoint, slices: AsyncIterator[bytes]) -> requests.Intent:

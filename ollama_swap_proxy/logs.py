@@ -12,7 +12,7 @@ import logging
 import sys
 from collections.abc import MutableMapping
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, cast
 
 import orjson
 import structlog
@@ -30,12 +30,10 @@ def configure(log_format: LogFormat = "auto", level: str = "info", stream: TextI
     stream = stream or sys.stderr
     terminal = stream.isatty()
     pretty = log_format == "pretty" or (log_format == "auto" and terminal)
-    stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False) if pretty else _stamp
-    shared: list[Processor] = [structlog.processors.add_log_level, stamp]
-    rendering: list[Processor] = _pretty(colors=terminal) if pretty else _json()
+    shared, rendering = _pretty(colors=terminal) if pretty else ([], [_json_lines])
     number = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
-        processors=[*shared, *rendering],
+        processors=[_Each([*shared, *rendering])] if pretty else rendering,
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.WriteLoggerFactory(file=stream),
         cache_logger_on_first_use=True,
@@ -43,27 +41,50 @@ def configure(log_format: LogFormat = "auto", level: str = "info", stream: TextI
     _redirect_libraries(stream, shared, rendering, max(number, logging.WARNING))
 
 
-def _json() -> list[Processor]:
-    return [structlog.processors.format_exc_info, _render]
+def _json_lines(logger: WrappedLogger, level: str, event: MutableMapping[str, Any]) -> str:
+    """Give the line: time of day, level and what happened come first. With ``many`` one for each.
+
+    One processor for all of it, because each costs a fifth of the whole line, and every request has a line.
+    """
+    if "exc_info" in event:
+        event = structlog.processors.format_exc_info(logger, level, event)
+    many = event.pop("many", None)
+    head = {"timestamp": datetime.now(UTC).isoformat()[:-6] + "Z", "level": level, "event": event.get("event", "")}
+    if many is None:
+        return _dump({**head, **event})
+    return "\n".join([_dump({**head, **fields}) for fields in many])
 
 
-def _stamp(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Add the time of day as structlog's own TimeStamper does, at a third of its cost."""
-    event["timestamp"] = datetime.now(UTC).isoformat().removesuffix("+00:00") + "Z"
-    return event
-
-
-def _render(_: WrappedLogger, __: str, event: MutableMapping[str, Any]) -> str:
-    """Give the line in ASCII, which every stream takes: orjson escapes nothing else, and no lone surrogate at all."""
+def _dump(fields: dict[str, Any]) -> str:
+    """Write in ASCII, which every stream takes: orjson escapes nothing else, and no lone surrogate at all."""
     with contextlib.suppress(TypeError):
-        line = orjson.dumps(event, default=repr)
+        line = orjson.dumps(fields, default=repr)
         if line.isascii():
             return line.decode()
-    return json.dumps(event, default=repr)
+    return json.dumps(fields, default=repr)
 
 
-def _pretty(*, colors: bool) -> list[Processor]:
-    return [
+class _Each:
+    """Turns one event into one line by a chain, and one with ``many`` into as many."""
+
+    def __init__(self, chain: list[Processor]) -> None:
+        self._chain = chain
+
+    def __call__(self, logger: WrappedLogger, level: str, event: MutableMapping[str, Any]) -> str:
+        name, many = event.get("event", ""), event.pop("many", None)
+        if many is None:
+            return self._line(logger, level, event)
+        return "\n".join([self._line(logger, level, {"event": name, **fields}) for fields in many])
+
+    def _line(self, logger: WrappedLogger, level: str, event: Any) -> str:
+        for process in self._chain:
+            event = process(logger, level, event)
+        return cast("str", event)
+
+
+def _pretty(*, colors: bool) -> tuple[list[Processor], list[Processor]]:
+    stamp = structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False)
+    return [structlog.processors.add_log_level, stamp], [
         _escape_controls,
         structlog.dev.ConsoleRenderer(
             colors=colors, exception_formatter=structlog.dev.plain_traceback, pad_event_to=20, sort_keys=False

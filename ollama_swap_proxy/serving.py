@@ -25,7 +25,7 @@ from ollama_swap_proxy.config import Settings, env_name
 from ollama_swap_proxy.core.events import Stopping
 from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.gate import Gate
-from ollama_swap_proxy.http_server import ProxyServer
+from ollama_swap_proxy.listener.server import ProxyServer
 from ollama_swap_proxy.operator.api import operator_app
 from ollama_swap_proxy.upstream.catalog import Catalog
 from ollama_swap_proxy.upstream.control import Control, control_session
@@ -94,6 +94,7 @@ class Service:
         self._exit.push_async_callback(relay.close)
         guard = HostGuard(settings.listen, settings.allowed_hosts)
         app = App(gate, catalog, relay, guard, settings)
+        self._exit.callback(app.close)
         self.admin = await self._open_admin(gate)
         self._server = ProxyServer(app.handle)
         self._exit.push_async_callback(self._server.stop, 0.0)

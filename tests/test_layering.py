@@ -19,13 +19,15 @@ RANKS = {
     "addresses": 1,
     "errors": 1,
     "logs": 1,
+    "prompt": 1,
     "access": 2,
     "config": 2,
     "simulator": 2,
     "bodies": 3,
-    "the proxy port": 3,
+    "listener": 3,
     "upstream": 4,
     "gate": 5,
+    "journal": 5,
     "operator": 6,
     "app": 6,
     "serving": 7,
@@ -35,9 +37,6 @@ RANKS = {
     "__main__": 10,
 }
 """Which room stands on which: a module imports from lower ranks, or from its own room, never upward or sideways."""
-
-TOGETHER = dict.fromkeys(["client_answers", "client_connection", "http_server"], "the proxy port")
-"""Modules that make up one room without a folder of their own."""
 
 NOT_IN_CORE = {
     "asyncio", "concurrent", "datetime", "http", "io", "logging", "multiprocessing", "os", "pathlib", "random",
@@ -50,6 +49,7 @@ ONLY_SHAPES = {"core/commands", "core/events", "core/tickets"}
 """Modules that hold nothing to test: value types without behaviour of their own."""
 
 TESTED_BY = {
+    "core/intake": "core/test_scheduler",
     "upstream/connection": "upstream/test_relay",
     "upstream/eviction": "upstream/test_simulated",
     "upstream/pool": "upstream/test_relay",
@@ -70,8 +70,7 @@ def _dotted(path: Path) -> str:
 
 
 def _room(dotted: str) -> str:
-    top = dotted.removeprefix(NAME).removeprefix(".").split(".")[0]
-    return TOGETHER.get(top, top)
+    return dotted.removeprefix(NAME).removeprefix(".").split(".")[0]
 
 
 def _imports(tree: ast.AST, *, at_import: bool = False) -> Iterator[str]:

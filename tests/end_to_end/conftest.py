@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, MutableMapping
+from typing import Any, NoReturn
 
 import pytest
 import structlog
-from structlog.testing import capture_logs
 
+from ollama_swap_proxy import journal
 from tests.end_to_end.stage import Stage, staged
 
 
 @pytest.fixture(autouse=True)
-def lines() -> Iterator[list[dict[str, Any]]]:
+def lines(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[str, Any]]]:
     """Every log line of the test. A line of level error is a defect: a test that expects one takes it out."""
     structlog.reset_defaults()
-    with capture_logs() as captured:
-        yield captured
+    monkeypatch.setattr(journal, "TOGETHER_S", 0.0)
+    captured: list[dict[str, Any]] = []
+
+    def capture(_: object, level: str, event: MutableMapping[str, Any]) -> NoReturn:
+        many = event.pop("many", [{}])
+        captured.extend({**event, **fields, "log_level": level} for fields in many)
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[capture])
+    yield captured
+    structlog.reset_defaults()
     errors = [line for line in captured if line["log_level"] == "error"]
     assert not errors
 

@@ -81,7 +81,7 @@ async def test_upstream_down():
 
 async def test_upstream_down_for_those_who_wait(monkeypatch):
     """Nobody waits for an Ollama that stays away longer than a restart takes."""
-    monkeypatch.setattr("ollama_swap_proxy.core.scheduler.UPSTREAM_GRACE_S", 0.2)
+    monkeypatch.setattr("ollama_swap_proxy.core.intake.UPSTREAM_GRACE_S", 0.2)
     async with staged() as stage, stage.streaming("a"):
         asks = asyncio.create_task(ask_all(stage, "b"))
         await stage.wait_for_line(len(PATHS))
@@ -252,10 +252,10 @@ async def test_an_error_of_ollamas_is_not_marked_as_ours(stage, path):
 
 
 async def test_a_defect_of_ours_is_told_in_the_callers_dialect(monkeypatch: pytest.MonkeyPatch, lines):
-    async def broken(*_: object) -> None:
+    def broken(*_: object) -> None:
         raise LookupError("a defect")
 
-    monkeypatch.setattr("ollama_swap_proxy.app.App._entry_of", broken)
+    monkeypatch.setattr("ollama_swap_proxy.app.App._warm_ticket", broken)
     async with staged() as stage:
         for path, answer in (await ask_all(stage, "alpha")).items():
             text = check(path, answer, 500, "internal_error", retry=False)

@@ -1,0 +1,108 @@
+"""The one log line of each request: what it tells, and when it is written.
+
+Owns the account of a request under way and its canonical line. Must not hold a request up: lines are written a few
+together, behind the answers that they tell of. Never a prompt or an answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import Final
+
+import structlog
+
+from ollama_swap_proxy.core.endpoints import Dialect
+from ollama_swap_proxy.upstream.relay import Exchange
+
+TOGETHER_S: Final = 0.01
+"""How long a line waits for others, at most: one write for several, and off the way of the next request."""
+
+MOST_TOGETHER: Final = 32
+"""So many lines are written at once, at most: they hold the event loop for less than half a millisecond."""
+
+
+@dataclass(slots=True)
+class Journey:
+    """What the line of one request tells. Times are the loop's seconds. ``why`` it was passed on without a lease."""
+
+    id: int
+    method: str
+    path: str
+    dialect: Dialect
+    client: str
+    began_at: float
+    exchange: Exchange = field(default_factory=Exchange)
+    model: str = ""
+    gated: bool = False
+    why: str = ""
+    waited_s: float = 0.0
+    swapped: bool = False
+    error: str = ""
+    ended_at: float = 0.0
+
+
+class Journal:
+    """Writes the lines. Build it inside the running loop; ``close`` it at the end."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._log = structlog.get_logger("app")
+        self._tells_all = self._log.is_enabled_for(logging.DEBUG)
+        self._ended: list[Journey] = []
+        self._timer: asyncio.TimerHandle | None = None
+
+    def end(self, journey: Journey) -> None:
+        """Take a request that is over. One that went through without a lease or an error is told at debug only."""
+        if not (self._tells_all or _is_told(journey)):
+            return
+        journey.ended_at = self._loop.time()
+        self._ended.append(journey)
+        if len(self._ended) >= MOST_TOGETHER:
+            self.close()
+        elif self._timer is None:
+            self._timer = self._loop.call_later(TOGETHER_S, self.close)
+
+    def close(self) -> None:
+        """Write what has not been written yet."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        ended, self._ended = self._ended, []
+        told = [_line(journey) for journey in ended if _is_told(journey)]
+        if told:
+            self._log.info("request", many=told)
+        if len(told) < len(ended):
+            self._log.debug("request", many=[_line(journey) for journey in ended if not _is_told(journey)])
+
+
+def _is_told(journey: Journey) -> bool:
+    return journey.gated or journey.error not in ("", "client_left")
+
+
+def _line(journey: Journey) -> dict[str, object]:
+    exchange = journey.exchange
+    first_byte_at = exchange.first_byte_at
+    return {
+        "id": journey.id,
+        "method": journey.method,
+        "path": journey.path.partition("?")[0],
+        "dialect": journey.dialect,
+        "client": journey.client,
+        "model": journey.model,
+        "status": exchange.status,
+        "error": journey.error or ("cut" if exchange.cut else ""),
+        "passed": journey.why,
+        "waited_s": _rounded(journey.waited_s),
+        "swapped": journey.swapped,
+        "first_byte_s": None if first_byte_at is None else _rounded(first_byte_at - journey.began_at),
+        "total_s": _rounded(journey.ended_at - journey.began_at),
+        "request_bytes": exchange.request_bytes,
+        "response_bytes": exchange.response_bytes,
+    }
+
+
+def _rounded(seconds: float) -> float:
+    """Cut to 0.1 ms; a tenth of what `round` costs."""
+    return int(seconds * 10_000) / 10_000

@@ -8,6 +8,7 @@ certain to answer without loading anything goes straight through and costs no re
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass
 from typing import Final
 
@@ -193,7 +194,7 @@ class App:
                 held = await self._gate.wait(ticket)
             finally:
                 request.client.end_waiting()
-        journey.waited_s, journey.swapped = held.waited_s, held.swapped
+        journey.waited_s, journey.swapped = held.granted_at - ticket.arrived_at, held.swapped
         exchange = journey.exchange
         failed = True
         try:
@@ -203,7 +204,7 @@ class App:
                 body,
                 record=exchange,
                 unbuffered=True,
-                on_response_head=(lambda _: self._gate.first_byte(held)) if held.loads else None,
+                on_response_head=functools.partial(self._gate.first_byte, held) if held.loads else None,
             )
             if exchange.cut and request.client.saw_eof:
                 journey.error = "client_left"  # it closed first, and Ollama ended the answer because of that

@@ -8,6 +8,7 @@ events that come up while commands are carried out wait in a queue.
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ class Moving(Protocol):
 
 @dataclass(slots=True)
 class Held:
-    """A lease in the hands of a request. ``waited_s`` is how long it stood in the line."""
+    """A lease in the hands of a request. Times are the loop's seconds."""
 
     ticket: Ticket
     granted_at: float
@@ -52,11 +53,6 @@ class Held:
     moving: Moving | None = None
     told_at: float | None = None
 
-    @property
-    def waited_s(self) -> float:
-        """How long the ticket waited, in seconds."""
-        return self.granted_at - self.ticket.arrived_at
-
 
 class Gate:
     """Lets requests through when it is their model's turn. Use within one event loop; `start` before anything else."""
@@ -64,6 +60,7 @@ class Gate:
     def __init__(self, scheduler: Scheduler, control: Control, catalog: Catalog, view: ResidencyView) -> None:
         self._scheduler = scheduler
         self.serves = scheduler.serves
+        self.next_id = itertools.count(1).__next__
         self._control = control
         self._catalog = catalog
         self._view = view
@@ -77,15 +74,9 @@ class Gate:
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake: asyncio.TimerHandle | None = None
         self._progress: asyncio.TimerHandle | None = None
-        self._ids = 0
         self._identified = False
 
     # --- for requests -----------------------------------------------------------------------------------------------
-    def next_id(self) -> int:
-        """Return the id for one more request."""
-        self._ids += 1
-        return self._ids
-
     def ask(self, ticket: Ticket) -> Held | None:
         """Put a ticket that arrives now in; return the lease if there is one at once.
 
@@ -133,8 +124,8 @@ class Gate:
         if self._progress is None:
             self._progress = self._loop.call_later(PROGRESS_INTERVAL_S, self._tell_progress)
 
-    def first_byte(self, held: Held) -> None:
-        """Tell at once that the answer began: needed of a request by which Ollama loads the model."""
+    def first_byte(self, held: Held, _status: int = 200) -> None:
+        """Tell at once that the answer began, with any status: needed of a request by which Ollama loads the model."""
         if held.loads:
             held.told_at = self._loop.time()
             self.tell(events.Progressed(held.ticket.id, held.told_at))
@@ -153,8 +144,8 @@ class Gate:
         self._handling = True
         try:
             for command in self._scheduler.handle(event, self._loop.time() if now is None else now):
-                if isinstance(command, commands.Grant):  # nearly always
-                    self._decide(command)
+                if isinstance(command, commands.Grant) and command.ticket_id not in self._waiting:
+                    self._decided[command.ticket_id] = command  # whoever asks gets it at once: the usual case
                 else:
                     self._carry_out(command)
             while self._events:

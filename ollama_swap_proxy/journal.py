@@ -22,6 +22,8 @@ TOGETHER_S: Final = 0.01
 MOST_TOGETHER: Final = 32
 """So many lines are written at once, at most: they hold the event loop for less than half a millisecond."""
 
+_QUIET: Final = ("", "client_left")
+
 
 @dataclass(slots=True)
 class Journey:
@@ -50,16 +52,18 @@ class Journal:
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger("app")
         self._tells_all = self._log.is_enabled_for(logging.DEBUG)
-        self._ended: list[Journey] = []
+        self._told: list[Journey] = []
+        self._quiet: list[Journey] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def end(self, journey: Journey) -> None:
         """Take a request that is over. One that went through without a lease or an error is told at debug only."""
-        if not (self._tells_all or _is_told(journey)):
+        is_told = journey.gated or journey.error not in _QUIET
+        if not (is_told or self._tells_all):
             return
         journey.ended_at = self._loop.time()
-        self._ended.append(journey)
-        if len(self._ended) >= MOST_TOGETHER:
+        (self._told if is_told else self._quiet).append(journey)
+        if len(self._told) + len(self._quiet) >= MOST_TOGETHER:
             self.close()
         elif self._timer is None:
             self._timer = self._loop.call_later(TOGETHER_S, self.close)
@@ -69,16 +73,11 @@ class Journal:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        ended, self._ended = self._ended, []
-        told = [_line(journey) for journey in ended if _is_told(journey)]
-        if told:
-            self._log.info("request", many=told)
-        if len(told) < len(ended):
-            self._log.debug("request", many=[_line(journey) for journey in ended if not _is_told(journey)])
-
-
-def _is_told(journey: Journey) -> bool:
-    return journey.gated or journey.error not in ("", "client_left")
+        if self._told:
+            self._log.info("request", many=[_line(journey) for journey in self._told])
+        if self._quiet:
+            self._log.debug("request", many=[_line(journey) for journey in self._quiet])
+        self._told, self._quiet = [], []
 
 
 def _line(journey: Journey) -> dict[str, object]:

@@ -14,6 +14,11 @@ from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
 def give(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> None:
     """Turn a waiting ticket into a lease."""
     state.line.remove(ticket.id)
+    lease(state, ticket, now, loads=loads)
+
+
+def lease(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> None:
+    """Give a ticket that does not stand in the line its lease."""
     state.leases.add(Lease(ticket, now, loads=loads))
     state.moved_at = now
     if state.turn.first_grant_at is None:

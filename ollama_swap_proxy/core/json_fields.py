@@ -9,7 +9,7 @@ Values: objects come as tuples of (key, value) pairs in the order sent, arrays a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 _BLANKS = " \t\n\r"
@@ -56,8 +56,11 @@ class Fields(NamedTuple):
 
     def merged(self, name: str) -> dict[str, object]:
         """Return the value of a field that Go holds as a map: several objects add up, a null empties it."""
+        if name not in self.several:
+            only = self.last.get(name)
+            return dict(only) if isinstance(only, tuple) else {}
         found: dict[str, object] = {}
-        for value in self.every(name):
+        for value in self.several[name]:
             if isinstance(value, tuple):
                 found.update(value)
             else:
@@ -77,28 +80,23 @@ def read(body: bytes) -> Fields:
     if start == len(text):
         raise BadJSON("EOF", is_empty=True)
     try:
-        value = _decode(text, start)
+        value = _DECODER.raw_decode(text, start)[0]
     except RecursionError:
         raise TooDeep from None
     except ValueError as problem:
-        raise BadJSON(str(problem)) from None
+        value = _with_long_numbers(text, start, problem)
     if value is not None and not isinstance(value, tuple):
         raise BadJSON(f"no object but {type(value).__name__}")
     members = value or ()
     last = dict(members)
-    if len(last) == len(members) and _are_folded(last):
-        return Fields(last)
+    together = "".join(last)
+    if len(last) == len(members) and together.islower() and together.isascii():
+        return Fields(last)  # nearly always: no key twice, and all surely in the form that `fold` gives them
     values: dict[str, list[object]] = {}
     for key, item in members:
         values.setdefault(fold(key), []).append(item)
     last = {key: items[-1] for key, items in values.items()}
     return Fields(last, {key: items for key, items in values.items() if len(items) > 1})
-
-
-def _are_folded(keys: Iterable[str]) -> bool:
-    """Say whether all keys are surely in the form that `fold` gives them."""
-    together = "".join(keys)
-    return together.islower() and together.isascii()
 
 
 def fold(key: str) -> str:
@@ -111,15 +109,16 @@ def clean(text: str) -> str:
     return text if text.isascii() else text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _decode(text: str, start: int) -> object:
-    """Decode the value that begins there; whatever follows it is ignored, as Go's Decoder does."""
+def _with_long_numbers(text: str, start: int, problem: ValueError) -> object:
+    """Read again what Python refuses and Go does not: integers of more than 4300 digits, which it reads when needed."""
+    if isinstance(problem, json.JSONDecodeError):
+        raise BadJSON(str(problem)) from None
     try:
-        return _DECODER.raw_decode(text, start)[0]
-    except json.JSONDecodeError:
-        raise
-    except ValueError:
-        # Python refuses integers of more than 4300 digits; Go does not look at a number before somebody wants it.
         return _DECODER_OF_LONG_NUMBERS.raw_decode(text, start)[0]
+    except json.JSONDecodeError as worse:
+        raise BadJSON(str(worse)) from None
+    except RecursionError:
+        raise TooDeep from None
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -127,7 +127,7 @@ def judge_form(model: str, *, has_audio: bool = True) -> Intent:
 def judge(endpoint: Endpoint, fields: Fields) -> Intent:
     """Judge a request by the fields of its JSON body. Total: in doubt the answer is a lease."""
     last = fields.last
-    given_model = fields.plain("model")
+    given_model = fields.plain("model") if fields.several else last.get("model")
     model = clean(given_model) if isinstance(given_model, str) else ""
     parsed = names.parse(model)
     given = fields.merged("options") if endpoint.is_native and "options" in last else _NO_OPTIONS

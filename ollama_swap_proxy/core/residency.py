@@ -99,6 +99,16 @@ class Residency:
         """Say whether exactly this variant is resident, its options known."""
         return variant.key in self.residents and self.options.get(variant.key) == variant.options
 
+    def surely_holds(self, variant: Variant, now: float, max_age_s: float) -> bool:
+        """Say whether exactly this variant is resident by a view that is fresh, and not about to vanish."""
+        key = variant.key
+        return (
+            key in self.residents
+            and self.options.get(key) == variant.options
+            and key not in self.leaving
+            and self.is_fresh(now, max_age_s)
+        )
+
     def holds_unknown_variant(self, key: str) -> bool:
         """Say whether the model is resident with runner options that we do not know."""
         return key in self.residents and key not in self.options

@@ -56,7 +56,8 @@ class Scheduler:
 
     def serves(self, variant: Variant) -> bool:
         """Say whether this variant is resident, as far as we know, and no swap is under way."""
-        return self._state.swap is None and granting.is_servable(self._state, variant)
+        state = self._state
+        return state.swap is None and (state.residency.holds(variant) or granting.is_servable(state, variant))
 
     def snapshot(self, now: float) -> Snapshot:
         """Return what there is to see, as one immutable object."""

@@ -30,7 +30,7 @@ def _took_arrival(state: State, ticket: Ticket, now: float) -> bool:
     if not state.leases.has_room(ticket.variant.key, state.policy.parallel):
         return False
     state.remember_recipe(ticket)
-    granting.give(state, ticket, now)
+    granting.lease(state, ticket, now)
     return True
 
 
@@ -54,11 +54,6 @@ def _took_release(state: State, event: events.Released, now: float) -> bool:
 
 def _serves(state: State, variant: Variant, now: float) -> bool:
     """Say whether a variant is resident for certain, with nothing under way that could change that."""
-    residency = state.residency
-    return (
-        state.swap is None
-        and residency.holds(variant)
-        and variant.key not in residency.leaving
-        and not state.stopping
-        and residency.is_fresh(now, state.policy.ps_max_age_s)
-    )
+    if state.swap is not None or state.stopping:
+        return False
+    return state.residency.surely_holds(variant, now, state.policy.ps_max_age_s)

@@ -108,47 +108,54 @@ class ClientConnection(RequestHandler):
                         await self._next
                     finally:
                         self._waiter = None
-                message, content = self._messages.popleft()
-                if self._parser is not None:
-                    self._parser.message_consumed()
-                if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
-                    self._resume_reading_if_drained()
-                if not await self._serve(message, content):
+                message, content = self._take_message()
+                request: ClientRequest | None = None
+                answer: Answer | None
+                if isinstance(message, _ErrInfo):
+                    answer = unreadable(message.status, message.exc, message.message)
+                else:
+                    request = ClientRequest(message, content, self)
+                    try:
+                        answer = await self._server.handler(request)
+                    except Exception as error:  # noqa: BLE001 - the server logs it, and the client must hear something
+                        answer = self._failure(request, error)
+                if self.answer_begun or answer is None:
+                    if self.transport is not None:
+                        self.transport.abort()  # after the first byte of an answer nothing may follow
+                    break
+                answer.send(self, request)
+                if answer.lingers or not content.is_eof():
+                    await self._hear_out(answer, content)
+                if not (answer.persistent and content.is_eof() and self.may_stay()) or self._close:
                     break
         finally:
             self._task_handler = None
             self.force_close()
 
-    async def _serve(self, message: Any, content: StreamReader) -> bool:
-        """Have one request answered; say whether the connection may take another one.
+    def _take_message(self) -> tuple[Any, StreamReader]:
+        """Return the next request, and let the parser make room for another one behind it."""
+        message, content = self._messages.popleft()
+        if self._parser is not None:
+            self._parser.message_consumed()
+        if self._buffer_paused and len(self._messages) <= self._msg_queue_resume_size:
+            self._resume_reading_if_drained()
+        return message, content
 
-        After the first byte of an answer nothing may follow: then the connection is cut instead.
-        """
-        request: ClientRequest | None = None
-        answer: Answer | None
-        if isinstance(message, _ErrInfo):
-            answer = unreadable(message.status, message.exc, message.message)
-        else:
-            request = ClientRequest(message, content, self)
-            try:
-                answer = await self._server.handler(request)
-            except ConnectionError:
-                answer = None
-            except RequestPayloadError:
-                answer = Refusal(400)
-            except Exception as error:  # noqa: BLE001 - the server logs it, and the client must hear something
-                self._server.handler_failed(request, error)
-                answer = failed(error)
-        if self.answer_begun or answer is None:
-            if self.transport is not None:
-                self.transport.abort()
-            return False
-        answer.send(self, request)
+    async def _hear_out(self, answer: Answer, content: StreamReader) -> None:
+        """Let a client read its answer although it still sends."""
         if answer.lingers:
             await self._linger()
-        elif not content.is_eof():
+        else:
             await _drop(content)
-        return answer.persistent and content.is_eof() and self.may_stay() and not self._close
+
+    def _failure(self, request: ClientRequest, error: Exception) -> Answer | None:
+        """Return the answer to a handler's failure, or None where the client's connection broke."""
+        if isinstance(error, ConnectionError):
+            return None
+        if isinstance(error, RequestPayloadError):
+            return Refusal(400)
+        self._server.handler_failed(request, error)
+        return failed(error)
 
     def _close_if_idle(self, requests_before: int) -> None:
         """Close a connection without a request since the last look, and look again: costs nothing per request."""
@@ -265,8 +272,7 @@ class ClientConnection(RequestHandler):
                 if not self._last_payload.is_eof():  # the body of the message before is what cannot be read
                     self._last_payload.set_exception(RequestPayloadError("malformed request body"))
                 continue
-            status = refused(message, self._head_bytes)
-            if status:
+            if status := refused(message, self._head_bytes):
                 self._messages[position] = _error(status), EMPTY_PAYLOAD
             elif message.upgrade:
                 self._offer = Offer(message, data if count == 1 else b"")

@@ -112,7 +112,8 @@ class Relay:
                     connection.abort()
                     raise
                 finally:
-                    await crossing.end()
+                    if (unfinished := crossing.end()) is not None:
+                        await asyncio.wait({unfinished})
                 if crossing.failure is not None:
                     connection.abort()
                     raise crossing.failure
@@ -198,12 +199,13 @@ class _Crossing:
             self._sending.add_done_callback(self._sending_ended)
         self._client.begin_flow(self)
 
-    async def end(self) -> None:
-        """Stop whatever is still under way, an unfinished body too."""
+    def end(self) -> asyncio.Task[None] | None:
+        """Stop whatever is still under way; return the task of an unfinished body, to be waited for."""
         self._client.end_flow()
-        if self._sending is not None and not self._sending.done():
-            self._sending.cancel()
-            await asyncio.wait({self._sending})
+        if self._sending is None or self._sending.done():
+            return None
+        self._sending.cancel()
+        return self._sending
 
     @property
     def reusable(self) -> bool:

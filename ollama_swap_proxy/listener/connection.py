@@ -26,9 +26,6 @@ from ollama_swap_proxy.prompt import Prompt
 if TYPE_CHECKING:
     from ollama_swap_proxy.listener.server import ProxyServer
 
-HEAD_LIMIT_LINES: Final = 10_000
-"""Most header lines. Go has no such limit; at its 1 MiB there could be 260,000, which nobody sends in earnest."""
-
 CLIENT_HIGH_WATER_BYTES: Final = 2**20
 """How much of an answer waits in our memory for a slow reader before upstream is held."""
 
@@ -36,8 +33,6 @@ LINGER_S: Final = 0.5
 """How long we read and drop a client's bytes after our FIN, so that no RST overtakes the answer (Go:
 rstAvoidanceDelay)."""
 
-
-_OVER: Final = RequestPayloadError("this request is over")
 IDLE_LIMIT_S: Final = 3600.0
 """A connection without a request for so long is closed, after twice as long at the latest. Go's server has no limit;
 without one, clients that vanished without a FIN would stay for ever."""

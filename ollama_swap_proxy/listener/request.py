@@ -37,8 +37,6 @@ class Client(Protocol):
     """Set it with the first byte of an answer: from then on no other answer can follow."""
     saw_eof: bool
     """Whether the client has sent FIN."""
-    waits: bool
-    """Set it while the request only waits: a client that closes or half-closes meanwhile has left. See `has_left`."""
 
     def begin_flow(self, flow: Flow) -> None:
         """Let ``flow`` hear when to hold and when the client has finished, until ``end_flow``."""

@@ -9,6 +9,9 @@ from typing import Any, Final
 
 from aiohttp.http_writer import HttpVersion11
 
+HEAD_LIMIT_LINES: Final = 10_000
+"""Most header lines. Go has no such limit; at its 1 MiB there could be 260,000, which nobody sends in earnest."""
+
 HEAD_LIMIT_BYTES: Final = 2**20 + 4096
 """Largest request head in all, as Go counts it (net/http: DefaultMaxHeaderBytes plus 4096 for its buffer)."""
 

@@ -14,8 +14,9 @@ import structlog
 from aiohttp import web
 
 from ollama_swap_proxy.listener.answers import Answer
-from ollama_swap_proxy.listener.connection import HEAD_LIMIT_LINES, ClientConnection
+from ollama_swap_proxy.listener.connection import ClientConnection
 from ollama_swap_proxy.listener.request import ClientRequest
+from ollama_swap_proxy.listener.screening import HEAD_LIMIT_LINES
 
 LINE_LIMIT_BYTES: Final = 2**20 + 4096
 """Largest line of a head: the limit that counts is the one on the whole head (screening.HEAD_LIMIT_BYTES)."""

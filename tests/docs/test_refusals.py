@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ollama_swap_proxy.errors import MARK
-from ollama_swap_proxy.listener.connection import HEAD_LIMIT_LINES
+from ollama_swap_proxy.listener.screening import HEAD_LIMIT_LINES
 from tests.upstream.scripted import OK, Side, relaying
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")

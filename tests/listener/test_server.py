@@ -378,3 +378,19 @@ async def test_answer_of_ours_that_can_have_no_body_has_none(status):
         answer = await rig.ask(b"GET / HTTP/1.1\r\nHost: me\r\nConnection: close\r\n\r\n")
         assert answer.endswith(b"\r\n\r\n")
         assert b"Content-Length" not in answer
+
+
+async def test_a_connection_without_a_request_for_long_is_closed_and_a_used_one_is_not(monkeypatch):
+    monkeypatch.setattr("ollama_swap_proxy.listener.connection.IDLE_LIMIT_S", 0.03)
+    async with relaying(answer_all) as rig:
+        silent, idle, used = await rig.client(), await rig.client(), await rig.client()
+        idle.send(GET)
+        assert (await idle.head()).startswith(b"HTTP/1.1 200")
+        for _ in range(12):
+            used.send(GET)
+            assert b"HTTP/1.1 200" in await used.head()
+            await asyncio.sleep(0.01)
+        assert await silent.rest() == b""
+        assert await idle.rest() == b""
+        used.send(GET)
+        assert b"HTTP/1.1 200" in await used.head()

@@ -380,17 +380,22 @@ async def test_answer_of_ours_that_can_have_no_body_has_none(status):
         assert b"Content-Length" not in answer
 
 
-async def test_a_connection_without_a_request_for_long_is_closed_and_a_used_one_is_not(monkeypatch):
-    monkeypatch.setattr("ollama_swap_proxy.listener.connection.IDLE_LIMIT_S", 0.03)
+async def test_a_connection_without_a_request_since_the_last_look_is_closed_and_a_used_one_is_not():
     async with relaying(answer_all) as rig:
-        silent, idle, used = await rig.client(), await rig.client(), await rig.client()
-        idle.send(GET)
-        assert (await idle.head()).startswith(b"HTTP/1.1 200")
-        for _ in range(12):
-            used.send(GET)
-            assert b"HTTP/1.1 200" in await used.head()
-            await asyncio.sleep(0.01)
+        client = await rig.client()
+        client.send(GET)
+        assert b"HTTP/1.1 200" in await client.head()
+        (connection,) = rig.server.connections
+        connection._close_if_idle(0)
+        client.send(GET)
+        assert b"HTTP/1.1 200" in await client.head()
+        await eventually(connection.is_idle)
+        connection._close_if_idle(2)
+        assert await client.rest() == b"ok"
+
+
+async def test_a_connection_is_looked_at_from_its_beginning(monkeypatch):
+    monkeypatch.setattr("ollama_swap_proxy.listener.connection.IDLE_LIMIT_S", 0.01)
+    async with relaying(answer_all) as rig:
+        silent = await rig.client()
         assert await silent.rest() == b""
-        assert await idle.rest() == b""
-        used.send(GET)
-        assert b"HTTP/1.1 200" in await used.head()

@@ -13,15 +13,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, NoReturn
 
 _BLANKS = " \t\n\r"
-_REPLACEMENT = "\ufffd"
 
 
 class BadJSON(ValueError):  # noqa: N818 -- a finding about a body, no failure of ours
-    """Go's decoder refuses this body, for certain. ``is_empty``: there is no value in it at all."""
-
-    def __init__(self, reason: str, *, is_empty: bool = False) -> None:
-        super().__init__(reason)
-        self.is_empty = is_empty
+    """Go's decoder refuses this body, for certain; the text says why."""
 
 
 class TooDeep(Exception):  # noqa: N818
@@ -78,7 +73,7 @@ def read(body: bytes) -> Fields:
     text = body.decode("utf-8", "replace")
     start = len(text) - len(text.lstrip(_BLANKS))
     if start == len(text):
-        raise BadJSON("EOF", is_empty=True)
+        raise BadJSON("EOF")  # Go's own word for a body without any value
     try:
         value = _DECODER.raw_decode(text, start)[0]
     except RecursionError:

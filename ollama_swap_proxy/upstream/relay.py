@@ -245,7 +245,7 @@ class _Crossing:
     async def _send(self, body: StreamReader | KeptBody | bytes) -> None:
         """Send a body as it comes, no faster than upstream takes it."""
         connection, chunked = self._connection, self._message.chunked
-        assert connection is not None  # noqa: S101 - for the type checker: run has set it
+        assert connection is not None  # noqa: S101 - for the type checker: begin has set it
         async for data in _pieces(body):
             self._record.request_bytes += len(data)
             connection.write(_chunk(data) if chunked else data)

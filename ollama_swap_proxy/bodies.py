@@ -168,7 +168,7 @@ def read_at_once(endpoint: Endpoint, headers: Mapping[str, str], data: bytes) ->
 
     None where that takes `read_intent`: a form, a compressed body, one that is nested deeply.
     """
-    if endpoint.is_form or (endpoint.takes_zstd and _is_zstd(endpoint, headers)):
+    if endpoint.is_form or (endpoint.takes_zstd and _is_zstd(endpoint, headers)):  # takes_zstd: spares a call
         return None
     try:
         return requests.judge(endpoint, json_fields.read(data))

@@ -60,7 +60,9 @@ class Gate:
     def __init__(self, scheduler: Scheduler, control: Control, catalog: Catalog, view: ResidencyView) -> None:
         self._scheduler = scheduler
         self.serves = scheduler.serves
+        """See `Scheduler.serves`: asked for every request, so it is not wrapped."""
         self.next_id = itertools.count(1).__next__
+        """Gives each request its number: the ``id`` of its ticket, its lease and its log lines."""
         self._control = control
         self._catalog = catalog
         self._view = view
@@ -78,7 +80,7 @@ class Gate:
 
     # --- for requests -----------------------------------------------------------------------------------------------
     def ask(self, ticket: Ticket) -> Held | None:
-        """Put a ticket that arrives now in; return the lease if there is one at once.
+        """Put a ticket in that arrives now (`arrived_at`: the loop's time); return the lease if there is one at once.
 
         Else return None: then `wait` for it, in the same step.
 
@@ -98,12 +100,12 @@ class Gate:
         Raises:
             ProxyError: the ticket was rejected.
         """
-        future = self._waiting[ticket.id]
+        prompt = self._waiting[ticket.id]
         try:
-            decision = await future
+            decision = await prompt
         except asyncio.CancelledError:
             # The client may leave in the very step in which its ticket is granted: then it is a lease that ends.
-            granted = future.done() and not future.cancelled() and isinstance(future.result(), commands.Grant)
+            granted = prompt.done() and not prompt.cancelled() and isinstance(prompt.result(), commands.Grant)
             self.tell(events.Released(ticket.id) if granted else events.Abandoned(ticket.id))
             raise
         finally:
@@ -195,11 +197,11 @@ class Gate:
                 (self._log.warning if warning else self._log.info)(name, **fields)
 
     def _decide(self, decision: commands.Grant | commands.Reject) -> None:
-        future = self._waiting.get(decision.ticket_id)
-        if future is None:
+        prompt = self._waiting.get(decision.ticket_id)
+        if prompt is None:
             self._decided[decision.ticket_id] = decision
-        elif not future.done():
-            future.tell(decision)
+        elif not prompt.done():
+            prompt.tell(decision)  # its request may go on in here; what it tells waits in the queue meanwhile
         elif isinstance(decision, commands.Grant):
             self._events.append(events.Released(decision.ticket_id))  # its client left in this very step
 

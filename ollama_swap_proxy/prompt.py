@@ -6,6 +6,7 @@ not be awaited by more than one task.
 
 It stands on asyncio's protocol for objects that are like futures (``_asyncio_future_blocking``; asyncio/futures.py,
 `isfuture`): a task hands such an object its wakeup, and nothing forbids to call that from a plain callback of the loop.
+The task then runs inside that callback and in its context: a context variable that the task has set is not seen there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ T = TypeVar("T")
 class Prompt(Generic[T]):
     """Something that one task waits for. `set_result` says what came, `wake` lets the task go on.
 
-    They are two calls because the task runs inside the second one: make that the last thing you do.
+    They are two calls because the task runs inside the second one: make that the last thing you do, or be ready for
+    whatever the task may call. aiohttp's connection makes the first one by itself.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_is_done", "_loop", "_result", "_wakeup")

@@ -34,7 +34,7 @@ class Endpoint:
     takes_zstd: bool = False
     is_form: bool = False
     is_native: bool = field(init=False)
-    """Only native routes know keep_alive and runner options."""
+    """Only native routes know keep_alive and runner options. No property: each request asks it several times."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "is_native", self.dialect is Dialect.NATIVE)

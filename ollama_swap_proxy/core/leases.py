@@ -11,7 +11,10 @@ from ollama_swap_proxy.core.tickets import Lease, Variant
 
 
 class Leases:
-    """All leases, in the order of their grants. Every operation is O(1), but for `of_others`: O(leases)."""
+    """All leases, in the order of their grants. Every operation is O(1), but for `of_others`: O(leases).
+
+    At most one lease of a key loads its model at a time: beside it there is no room.
+    """
 
     def __init__(self) -> None:
         self._by_ticket: dict[int, Lease] = {}
@@ -72,5 +75,5 @@ class Leases:
         return self._loaders.get(key)
 
     def of_others(self, variant: Variant) -> list[Lease]:
-        """Return the leases of all variants but this one."""
+        """Return the leases of all variants but this one: they must end before anything is evicted or loaded for it."""
         return [lease for lease in self if lease.ticket.variant != variant]

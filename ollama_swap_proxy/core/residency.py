@@ -100,7 +100,10 @@ class Residency:
         return variant.key in self.residents and self.options.get(variant.key) == variant.options
 
     def surely_holds(self, variant: Variant, now: float, max_age_s: float) -> bool:
-        """Say whether exactly this variant is resident by a view that is fresh, and not about to vanish."""
+        """Say whether exactly this variant is resident by a view that is fresh, and not about to vanish.
+
+        ``now`` and ``max_age_s`` as for `is_fresh`. It is `holds` and more, written out: asked twice for each request.
+        """
         key = variant.key
         return (
             key in self.residents

@@ -27,6 +27,7 @@ class Scheduler:
     """Decides whose turn it is and what must be evicted and loaded; `gate` tells it what happens."""
 
     _short_way = staticmethod(warm.took)
+    """Of the class, so that a property test can do without it and compare."""
 
     def __init__(self, policy: Policy, now: float = 0.0) -> None:
         self._state = State(policy, Forecast(policy.settle_max_s), Turn(now), moved_at=now)
@@ -56,7 +57,7 @@ class Scheduler:
 
     def serves(self, variant: Variant) -> bool:
         """Say whether this variant is resident, as far as we know, and no swap is under way."""
-        state = self._state
+        state = self._state  # `is_servable` would do; `holds` is its usual answer, one look away
         return state.swap is None and (state.residency.holds(variant) or granting.is_servable(state, variant))
 
     def snapshot(self, now: float) -> Snapshot:

@@ -1,8 +1,8 @@
 """The short way for the traffic of one warm model: an arrival, a release, and nothing else going on.
 
 Owns when an event can change nothing but who is granted next, and then grants it. Must not decide anything that
-`granting` would not: each test here is one of its own, and a property test compares a scheduler that never goes this
-way. The wake that was asked for holds: no bound comes nearer by such an event.
+`granting` would not: each condition here repeats one of `granting` or is stricter, and a property test compares a
+scheduler that never goes this way. The wake that was asked for holds: no bound comes nearer by such an event.
 """
 
 from __future__ import annotations

@@ -98,6 +98,7 @@ class ClientConnection(RequestHandler):
             while not self._force_close:
                 if not self._messages:
                     self._next = Prompt(self._loop)
+                    # aiohttp sets its result when it has parsed a request; `data_received` wakes behind the screening.
                     self._waiter = cast("asyncio.Future[None]", self._next)
                     try:
                         await self._next
@@ -153,7 +154,10 @@ class ClientConnection(RequestHandler):
         return failed(error)
 
     def _close_if_idle(self, requests_before: int) -> None:
-        """Close a connection without a request since the last look, and look again: costs nothing per request."""
+        """Close a connection without a request since the last look, and look again: costs nothing per request.
+
+        ``requests_before`` is the count of requests at the last look, -1 where there was none.
+        """
         if self._request_count == requests_before and self.is_idle():
             self.force_close()
         else:
@@ -307,7 +311,7 @@ class ClientConnection(RequestHandler):
         Go's server sends the whole answer to a half-closed client, too, and tells the handler that the client left.
         """
         self.saw_eof = True
-        serving = self._waiter is None and self._request_count > 0  # the handler's task may not have begun yet
+        serving = self._waiter is None and self._request_count > 0  # `_waiter` is None before `start` has begun, too
         owed = serving or bool(self._messages)
         if self.waits or self._left is not None or not owed or not self._last_payload.is_eof():
             if self._left is not None and not self._left.done():

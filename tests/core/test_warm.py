@@ -7,6 +7,7 @@ import pytest
 from ollama_swap_proxy.core import commands
 from ollama_swap_proxy.core.events import Abandoned, Arrived, Stopping, ViewOutdated
 from ollama_swap_proxy.core.policy import SPILL_UNDONE_AFTER_S, Policy
+from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.core.tickets import Variant
 from tests.core.desk import Desk
 
@@ -24,6 +25,21 @@ def test_an_arrival_at_a_warm_model_is_granted_and_nothing_else_is_said() -> Non
     desk = serving()
     asked = desk.arrive("a")
     assert desk.out == [commands.Grant(asked)]
+
+
+def test_for_a_warm_models_traffic_the_general_question_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = serving(parallel=1)
+    asked = [full.arrive("a"), full.arrive("a")]  # the first who has to wait does ask it
+    free = serving(parallel=2)
+    monkeypatch.setattr(Scheduler, "_advance", lambda *_: pytest.fail("the general question was asked"))
+    asked.append(full.arrive("a"))
+    for ticket_id in asked:
+        full.release(ticket_id)
+    assert full.granted()[-3:] == asked
+    runs = [free.arrive("a"), free.arrive("a")]
+    for ticket_id in runs:
+        free.release(ticket_id)
+    assert free.granted()[-2:] == runs
 
 
 def test_whoever_finds_no_free_lease_waits_and_a_release_lets_the_first_go() -> None:

@@ -69,7 +69,7 @@ class App:
 
     def close(self) -> None:
         """Write the log lines that are left."""
-        self._journal.close()
+        self._journal.write()
 
     async def handle(self, request: ClientRequest) -> Answer:
         """Serve one request of any kind."""

@@ -1,7 +1,8 @@
 """The one log line of each request: what it tells, and when it is written.
 
 Owns the account of a request under way and its canonical line. Must not hold a request up: lines are written a few
-together, behind the answers that they tell of. Never a prompt or an answer.
+together, up to `TOGETHER_S` behind the answers that they tell of, so a step of a swap may come before a request that
+ended earlier. Their timestamp is that of the writing. Never a prompt or an answer.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Journey:
 
 
 class Journal:
-    """Writes the lines. Build it inside the running loop; ``close`` it at the end."""
+    """Writes the lines. Build it inside the running loop, with the logs set up; `write` what is left at the end."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -64,12 +65,12 @@ class Journal:
         journey.ended_at = self._loop.time()
         (self._told if is_told else self._quiet).append(journey)
         if len(self._told) + len(self._quiet) >= MOST_TOGETHER:
-            self.close()
+            self.write()
         elif self._timer is None:
-            self._timer = self._loop.call_later(TOGETHER_S, self.close)
+            self._timer = self._loop.call_later(TOGETHER_S, self.write)
 
-    def close(self) -> None:
-        """Write what has not been written yet."""
+    def write(self) -> None:
+        """Write what has not been written yet: those told at info in the order of their ends, then those at debug."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

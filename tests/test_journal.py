@@ -62,11 +62,11 @@ async def test_as_many_as_are_written_together_wait_for_no_moment() -> None:
 async def test_the_end_writes_what_is_left() -> None:
     lines, stream = journal_at("info")
     lines.end(journey(1))
-    lines.close()
+    lines.write()
     (line,) = written(stream)
     assert list(line)[:3] == ["timestamp", "level", "event"]
     assert (line["event"], line["level"], line["path"], line["dialect"]) == ("request", "info", "/api/chat", "native")
-    lines.close()
+    lines.write()
     assert len(written(stream)) == 1
 
 
@@ -76,7 +76,7 @@ async def test_what_went_through_without_a_lease_or_an_error_is_told_at_debug_on
     lines.end(journey(1, gated=False))
     lines.end(journey(2, gated=False, error="client_left"))
     lines.end(journey(3, gated=False, error="upstream_down"))
-    lines.close()
+    lines.write()
     expected = {(3, "info")} if level == "info" else {(1, "debug"), (2, "debug"), (3, "info")}
     assert {(line["id"], line["level"]) for line in written(stream)} == expected
 
@@ -85,7 +85,7 @@ async def test_for_eyes_each_request_has_a_line_of_its_own_too() -> None:
     lines, stream = journal_at("info", "pretty")
     lines.end(journey(1))
     lines.end(journey(2))
-    lines.close()
+    lines.write()
     first, second = stream.getvalue().splitlines()
     assert "request" in first
     assert "id=1" in first

@@ -178,7 +178,7 @@ class Settings(BaseModel):
 
     body_memory_bytes: Bytes = ByteSize(8 * 1024**2)
     """How much of such a body is kept in memory while its request waits; the rest goes to a temporary file. 0: all
-    of it does. 8 MiB holds any text."""
+    of it does, but for bodies of up to 16 KiB that come at once. 8 MiB holds any text."""
 
     shutdown_grace_s: SecondsOrZero = 30
     """How long running answers may go on after SIGTERM. 0: they are cut at once. A second signal ends at once

@@ -51,6 +51,8 @@ def parse_address(text: str) -> Address:
     Raises:
         ValueError: with what is wrong with it.
     """
+    if "://" in text:
+        raise ValueError(f"an address is HOST:PORT, without {text.partition('://')[0].strip()}://")
     host, colon, port = text.strip().rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]

@@ -93,7 +93,7 @@ class App:
             journey.exchange.status = error.status
             return OwnAnswer.of_error(error, dialect)
         except asyncio.CancelledError:
-            journey.error = "client_left"
+            journey.error = "stopping" if request.client.was_cut else "client_left"
             raise
         except RequestPayloadError:
             journey.error = "bad_body"

@@ -45,7 +45,7 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-@main.command()
+@main.command(short_help="Run the proxy in front of your Ollama.")
 @_with_settings
 def serve(listen: str | None, upstream: str | None, admin: str | None, path: Path | None) -> None:
     """Run the proxy in front of your Ollama (production: never falls back to a simulated one)."""
@@ -56,7 +56,7 @@ def serve(listen: str | None, upstream: str | None, admin: str | None, path: Pat
     sys.exit(_run(serve_app(settings)))
 
 
-@main.command()
+@main.command(short_help="Try it: simulates an Ollama where none answers.")
 @_with_settings
 def run(listen: str | None, upstream: str | None, admin: str | None, path: Path | None) -> None:
     """Try the proxy: as serve, but if no Ollama answers, a simulated one takes its place."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from types import TracebackType
@@ -41,7 +42,8 @@ class ListenError(Exception):
 
     def __init__(self, setting: str, address: Address, error: OSError) -> None:
         variable = env_name(setting)
-        reason = os.strerror(error.errno) if error.errno else str(error)
+        is_name = isinstance(error, socket.gaierror)
+        reason = "this name is not known" if is_name else os.strerror(error.errno) if error.errno else str(error)
         super().__init__(f"{setting} {address}: {reason}; choose another by --{setting} or {variable}")
 
 
@@ -59,6 +61,7 @@ class Service:
         self._exit = AsyncExitStack()
         self._server: ProxyServer | None = None
         self._gate: Gate | None = None
+        self._app: App | None = None
 
     @property
     def url(self) -> URL:
@@ -93,7 +96,7 @@ class Service:
         relay = Relay(settings.upstream, connect_timeout_s=settings.connect_timeout_s)
         self._exit.push_async_callback(relay.close)
         guard = HostGuard(settings.listen, settings.allowed_hosts)
-        app = App(gate, catalog, relay, guard, settings)
+        app = self._app = App(gate, catalog, relay, guard, settings)
         self._exit.callback(app.close)
         self.admin = await self._open_admin(gate)
         self._server = ProxyServer(app.handle)
@@ -134,6 +137,8 @@ class Service:
             self._log.info("stopping", running=len(gate.snapshot().leases), waiting=len(gate.snapshot().lines))
             limit_s = self.settings.shutdown_grace_s if grace_s is None else grace_s
             cut = await server.stop(limit_s, lambda: gate.tell(Stopping()))
+            if self._app is not None:
+                self._app.close()  # the lines of requests come before ours
             self._log.info("stopped", cut=cut)
         await self._exit.aclose()
 

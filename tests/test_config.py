@@ -140,6 +140,7 @@ def test_a_port_that_a_person_wrote_is_not_taken_for_kubernetes() -> None:
         ("log_level", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("listen", "11435", "must be HOST:PORT"),
         ("listen", "::1:11435", "needs brackets"),
+        ("listen", "http://127.0.0.1:11435", "HOST:PORT, without http://"),
         ("listen", "localhost:http", "must be a number"),
         ("listen", "localhost:70000", "0 to 65535"),
         ("upstream", "http://box/ollama", "must not have a path"),

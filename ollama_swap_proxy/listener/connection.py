@@ -58,6 +58,7 @@ class ClientConnection(RequestHandler):
         "answer_begun",
         "saw_eof",
         "waits",
+        "was_cut",
     )
 
     def __init__(self, server: ProxyServer, *, loop: asyncio.AbstractEventLoop, **keywords: Any) -> None:
@@ -74,6 +75,7 @@ class ClientConnection(RequestHandler):
         self.answer_begun = False
         self.saw_eof = False
         self.waits = False
+        self.was_cut = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound what a slow reader can make us keep."""
@@ -217,6 +219,12 @@ class ClientConnection(RequestHandler):
             pass
         finally:
             self._left = None
+
+    def cut(self) -> None:
+        """Cut the connection now, an answer under way too: we are being stopped."""
+        self.was_cut = True
+        if self.transport is not None:
+            self.transport.abort()
 
     def is_idle(self) -> bool:
         """Say whether nothing of a request has come and nothing is owed."""

@@ -37,6 +37,8 @@ class Client(Protocol):
     """Set it with the first byte of an answer: from then on no other answer can follow."""
     saw_eof: bool
     """Whether the client has sent FIN."""
+    was_cut: bool
+    """Whether we ourselves have cut the connection."""
 
     def begin_flow(self, flow: Flow) -> None:
         """Let ``flow`` hear when to hold and when the client has finished, until ``end_flow``."""

@@ -50,6 +50,7 @@ class ProxyServer(web.Server):
         )
         self.handler = handler
         self.draining = False
+        self._cut = 0
         self._sockets: list[asyncio.Server] = []
         self._log = structlog.get_logger()
         probe = self()
@@ -81,11 +82,10 @@ class ProxyServer(web.Server):
         self._sockets.clear()
         if on_drain is not None:
             on_drain()
-        if await self._wait_until_none(grace_s):
-            return 0
-        cut = self.abort()
-        await self._wait_until_none(FORCED_END_S)
-        return cut
+        if not await self._wait_until_none(grace_s):
+            self.abort()
+            await self._wait_until_none(FORCED_END_S)
+        return self._cut
 
     async def _wait_until_none(self, limit_s: float) -> bool:
         deadline = self._loop.time() + limit_s
@@ -102,8 +102,8 @@ class ProxyServer(web.Server):
         """Cut every connection now, answers under way too: a second signal. Return how many there were."""
         connections = [connection for connection in self.connections if connection.transport is not None]
         for connection in connections:
-            if connection.transport is not None:
-                connection.transport.abort()
+            cast("ClientConnection", connection).cut()
+        self._cut += len(connections)
         return len(connections)
 
     def handler_failed(self, request: ClientRequest, error: BaseException) -> None:

@@ -127,6 +127,10 @@ class UpstreamConnection(asyncio.Protocol):
             auto_decompress=False,
         )
 
+    def received_bytes(self) -> int:
+        """Return the bytes of the answer's body so far, without framing."""
+        return 0 if self._payload is None else self._payload.total_bytes
+
     def write(self, data: bytes) -> None:
         """Send bytes of the request; they wait in memory when the socket is full (see ``writable``)."""
         if self.transport is not None:

@@ -202,6 +202,9 @@ class _Crossing:
     def end(self) -> asyncio.Task[None] | None:
         """Stop whatever is still under way; return the task of an unfinished body, to be waited for."""
         self._client.end_flow()
+        is_cut = self.failure is not None or self.done.cancelled() or not self.done.done()
+        if is_cut and self._connection is not None:
+            self._record.response_bytes = self._connection.received_bytes()
         if self._sending is None or self._sending.done():
             return None
         self._sending.cancel()

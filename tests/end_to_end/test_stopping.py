@@ -115,6 +115,10 @@ async def test_a_stream_that_outlasts_the_grace_is_cut():
         assert await within(5, running.process.wait()) == 0
         await eventually(lambda: running.said("stopped"))
         assert running.said("stopped")[0]["cut"] == 1
+        (told,) = [line for line in running.said("request") if line["model"] == "a:latest"]
+        assert (told["error"], told["status"]) == ("stopping", 200)
+        assert told["response_bytes"] > 0
+        assert running.lines[-1]["event"] == "stopped"
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])

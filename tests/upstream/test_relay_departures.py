@@ -50,6 +50,7 @@ async def test_client_leaves_while_it_is_served(handler, how, request_bytes, beg
         leave_by(how, client)
         await eventually(lambda: bool(took))
         assert took[0] < PROMPT_S
+        assert rig.records[0].response_bytes == (1 if begun == STREAM else 0)
 
 
 @pytest.mark.parametrize("how", ["close", "reset"])

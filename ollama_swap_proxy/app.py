@@ -100,9 +100,9 @@ class App:
             raise  # the listener answers it as Go does
         except Exception:
             journey.error = INTERNAL_ERROR
-            self._log.exception("handler_failed", id=journey.id)
             if request.client.answer_begun:
-                raise  # too late for an answer: the listener cuts the connection
+                raise  # too late for an answer: the listener says so and cuts the connection
+            self._log.exception("handler_failed", id=journey.id)
             journey.exchange.status = 500
             return OwnAnswer.of_error(ProxyError(INTERNAL_ERROR, 500, "the proxy failed; see its log"), dialect)
         finally:

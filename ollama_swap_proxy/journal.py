@@ -8,6 +8,7 @@ ended earlier. Their timestamp is that of the writing. Never a prompt or an answ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass, field
 from typing import Final
@@ -74,11 +75,13 @@ class Journal:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._told:
-            self._log.info("request", many=[_line(journey) for journey in self._told])
-        if self._quiet:
-            self._log.debug("request", many=[_line(journey) for journey in self._quiet])
+        told, quiet = self._told, self._quiet
         self._told, self._quiet = [], []
+        with contextlib.suppress(OSError):  # a log that cannot be written (a full disk) costs no request
+            if told:
+                self._log.info("request", many=[_line(journey) for journey in told])
+            if quiet:
+                self._log.debug("request", many=[_line(journey) for journey in quiet])
 
 
 def _line(journey: Journey) -> dict[str, object]:

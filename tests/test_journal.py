@@ -90,3 +90,18 @@ async def test_for_eyes_each_request_has_a_line_of_its_own_too() -> None:
     assert "request" in first
     assert "id=1" in first
     assert "id=2" in second
+
+
+class FullDisk(io.StringIO):
+    """A stream that takes nothing."""
+
+    def write(self, text: str) -> int:  # noqa: ARG002  # a stream's shape
+        raise OSError(28, "No space left on device")
+
+
+async def test_a_log_that_cannot_be_written_costs_no_request_and_keeps_nothing() -> None:
+    logs.configure("json", "info", FullDisk())
+    lines = Journal()
+    for number in range(5 * MOST_TOGETHER):
+        lines.end(journey(number))
+    assert lines._told == []

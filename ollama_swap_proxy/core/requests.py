@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from enum import Enum
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ollama_swap_proxy.core import durations, endpoints, names
@@ -42,7 +43,7 @@ _WITH_TOOLS = frozenset({endpoints.CHAT, endpoints.V1_CHAT})
 _IMAGES = frozenset({endpoints.V1_IMAGES, endpoints.V1_IMAGE_EDITS})
 _COMPLETION = frozenset({"completion"})
 _IMAGE = frozenset({"image"})
-_NO_OPTIONS: Mapping[str, object] = {}
+_NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
 _STRING, _BOOLEAN, _NUMBER, _ARRAY, _OBJECT = (str,), (bool,), (int, float), (list,), (tuple,)
 _NATIVE_TYPES: Mapping[str, tuple[type, ...]] = {"model": _STRING, "options": _OBJECT}
 _V1_TYPES: Mapping[str, tuple[type, ...]] = {"model": _STRING, "stream": _BOOLEAN}
@@ -95,7 +96,7 @@ class Intent(NamedTuple):
     name: str = ""
     reason: str = ""
     keep_alive_s: float | None = None
-    options: Mapping[str, object] = {}
+    options: Mapping[str, object] = _NO_OPTIONS
     needs: frozenset[str] = frozenset()
 
 

@@ -18,6 +18,7 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
 from ollama_swap_proxy.listener.answers import Answer, Refusal, failed, unreadable
+from ollama_swap_proxy.listener.late_body import drop
 from ollama_swap_proxy.listener.offers import Offer
 from ollama_swap_proxy.listener.request import ClientRequest, Flow
 from ollama_swap_proxy.listener.screening import HEAD_LIMIT_BYTES, refused
@@ -37,9 +38,6 @@ IDLE_LIMIT_S: Final = 3600.0
 """A connection without a request for so long is closed, after twice as long at the latest. Go's server has no limit;
 without one, clients that vanished without a FIN would stay for ever."""
 
-LATE_BODY_S: Final = 10.0
-"""How long a client may still send a body whose answer is complete, before its connection is closed."""
-
 
 class ClientConnection(RequestHandler):
     """One client's connection."""
@@ -54,6 +52,7 @@ class ClientConnection(RequestHandler):
         "_next",
         "_offer",
         "_server",
+        "_wire",
         "address",
         "answer_begun",
         "saw_eof",
@@ -71,6 +70,7 @@ class ClientConnection(RequestHandler):
         self._offer: Offer | None = None
         self._left: asyncio.Future[None] | None = None
         self._next: Prompt[None] = Prompt(loop)
+        self._wire: asyncio.Transport | None = None
         self.address = ""
         self.answer_begun = False
         self.saw_eof = False
@@ -79,7 +79,8 @@ class ClientConnection(RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Bound what a slow reader can make us keep."""
-        cast("asyncio.Transport", transport).set_write_buffer_limits(high=CLIENT_HIGH_WATER_BYTES)
+        self._wire = cast("asyncio.Transport", transport)
+        self._wire.set_write_buffer_limits(high=CLIENT_HIGH_WATER_BYTES)
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if isinstance(peer, tuple) else ""
         super().connection_made(transport)
@@ -98,6 +99,8 @@ class ClientConnection(RequestHandler):
         """
         try:
             while not self._force_close:
+                if self._messages or self._paused:
+                    await self._give_way()
                 if not self._messages:
                     self._next = Prompt(self._loop)
                     # aiohttp sets its result when it has parsed a request; `data_received` wakes behind the screening.
@@ -130,6 +133,13 @@ class ClientConnection(RequestHandler):
             self._task_handler = None
             self.force_close()
 
+    async def _give_way(self) -> None:
+        """Let the loop turn between pipelined requests, and wait for a client that does not read its answers."""
+        await asyncio.sleep(0)
+        if self._paused:
+            with contextlib.suppress(ConnectionError):
+                await self._drain_helper()
+
     def _take_message(self) -> tuple[Any, StreamReader]:
         """Return the next request, and let the parser make room for another one behind it."""
         message, content = self._messages.popleft()
@@ -144,7 +154,7 @@ class ClientConnection(RequestHandler):
         if answer.lingers:
             await self._linger()
         else:
-            await _drop(content)
+            await drop(content)
 
     def _failure(self, request: ClientRequest, error: Exception) -> Answer | None:
         """Return the answer to a handler's failure, or None where the client's connection broke."""
@@ -221,10 +231,13 @@ class ClientConnection(RequestHandler):
             self._left = None
 
     def cut(self) -> None:
-        """Cut the connection now, an answer under way too: we are being stopped."""
+        """Cut the connection now, an answer under way too, or one that the client has not read: we are being stopped.
+
+        By a reference of our own: aiohttp forgets a transport that it closes, though it may never be done.
+        """
         self.was_cut = True
-        if self.transport is not None:
-            self.transport.abort()
+        if self._wire is not None:
+            self._wire.abort()
 
     def is_idle(self) -> bool:
         """Say whether nothing of a request has come and nothing is owed."""
@@ -328,14 +341,6 @@ class ClientConnection(RequestHandler):
         if self._flow is not None:
             self._flow.client_finished()
         return True
-
-
-async def _drop(content: StreamReader) -> None:
-    """Read and drop the rest of a body that its answer did not need, for ``LATE_BODY_S`` at the longest."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(LATE_BODY_S):
-            while not content.is_eof():
-                await content.readany()
 
 
 def _error(status: int) -> _ErrInfo:

@@ -100,7 +100,7 @@ class ProxyServer(web.Server):
 
     def abort(self) -> int:
         """Cut every connection now, answers under way too: a second signal. Return how many there were."""
-        connections = [connection for connection in self.connections if connection.transport is not None]
+        connections = self.connections
         for connection in connections:
             cast("ClientConnection", connection).cut()
         self._cut += len(connections)

@@ -105,14 +105,15 @@ class Relay:
             crossing = _Crossing(self._loop, request, record, on_response_head, unbuffered=unbuffered)
             try:
                 connection = reused or await self._pool.connect()
-                crossing.begin(connection, head, source)
                 try:
+                    crossing.begin(connection, head, source)
                     await crossing.done
                 except BaseException:
                     connection.abort()
                     raise
                 finally:
                     if (unfinished := crossing.end()) is not None:
+                        connection.abort()  # now: a cancel may come while we wait
                         await asyncio.wait({unfinished})
                 if crossing.failure is not None:
                     connection.abort()

@@ -102,7 +102,7 @@ async def test_endless_traffic_for_one_model_never_holds_another_beyond_the_turn
             await eventually(lambda: stage.ollama.ledger.count("serve_end", "a") > 4)
             took_s = await within(5, timed(stage.served("b")))
             stop.set()
-        assert 0.3 < took_s < 3
+        assert took_s < 3
         assert_clean(stage)
 
 

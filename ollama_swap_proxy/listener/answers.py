@@ -6,7 +6,7 @@ not decide that an answer is due.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -31,6 +31,19 @@ class Answer(Protocol):
 
     def send(self, client: Client, request: ClientRequest | None) -> None:
         """Write what has not been written yet. The request is None where it could not be read."""
+
+
+Handler = Callable[[ClientRequest], Awaitable[Answer]]
+
+
+class Listener(Protocol):
+    """The server that a connection belongs to. ``draining``: it is being stopped, and keeps no connection."""
+
+    handler: Handler
+    draining: bool
+
+    def handler_failed(self, request: ClientRequest, error: BaseException) -> None:
+        """Log a handler's exception."""
 
 
 class Relayed:

@@ -12,20 +12,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, cast
 
+from aiohttp import web
 from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, RequestPayloadError, _ErrInfo
 
-from ollama_swap_proxy.listener.answers import Answer, Refusal, failed, unreadable
+from ollama_swap_proxy.listener.answers import Answer, Listener, Refusal, failed, unreadable
 from ollama_swap_proxy.listener.late_body import drop
 from ollama_swap_proxy.listener.offers import Offer
 from ollama_swap_proxy.listener.request import ClientRequest, Flow
 from ollama_swap_proxy.listener.screening import HEAD_LIMIT_BYTES, refused
 from ollama_swap_proxy.prompt import Prompt
-
-if TYPE_CHECKING:
-    from ollama_swap_proxy.listener.server import ProxyServer
 
 CLIENT_HIGH_WATER_BYTES: Final = 2**20
 """How much of an answer waits in our memory for a slow reader before upstream is held."""
@@ -60,8 +58,8 @@ class ClientConnection(RequestHandler):
         "was_cut",
     )
 
-    def __init__(self, server: ProxyServer, *, loop: asyncio.AbstractEventLoop, **keywords: Any) -> None:
-        super().__init__(server, loop=loop, **keywords)
+    def __init__(self, server: Listener, *, loop: asyncio.AbstractEventLoop, **keywords: Any) -> None:
+        super().__init__(cast("web.Server", server), loop=loop, **keywords)
         self._server = server
         self._flow: Flow | None = None
         self._head_bytes = 0

@@ -7,13 +7,13 @@ gate. What one connection does is in connection.py, what a handler returns in an
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 import structlog
 from aiohttp import web
 
-from ollama_swap_proxy.listener.answers import Answer
+from ollama_swap_proxy.listener.answers import Handler
 from ollama_swap_proxy.listener.connection import ClientConnection
 from ollama_swap_proxy.listener.request import ClientRequest
 from ollama_swap_proxy.listener.screening import HEAD_LIMIT_LINES
@@ -29,8 +29,6 @@ FORCED_END_S: Final = 2.0
 
 LOOK_AGAIN_S: Final = 0.02
 """How often a stop looks for connections that have become idle."""
-
-Handler = Callable[[ClientRequest], Awaitable[Answer]]
 
 
 class ProxyServer(web.Server):

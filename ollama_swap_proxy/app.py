@@ -112,57 +112,34 @@ class App:
         journey.gated = True
         content = request.content
         data = content.read_nowait() if content.is_eof() else b""
+        intent = None
         if data and len(data) <= self._at_once_bytes:
             intent = read_at_once(endpoint, request.message.headers, data)
-            if intent is not None:
-                ticket = self._warm_ticket(endpoint, intent, journey)
-                if ticket is not None:
-                    return await self._leased(request, ticket, data, journey)
-                return await self._judged(request, endpoint, intent, data, journey)
-        body = Body(self._settings.body_memory_bytes, self._settings.body_limit_bytes)
+        kept: Body | bytes = data
+        stored: Body | None = None
         try:
-            await _read(request, body, data)
-            target = request.message.path
-            intent = await read_intent(endpoint, target, request.headers, body)
-            kept = body.as_bytes() if body.in_memory else body
-            return await self._judged(request, endpoint, intent, kept, journey)
+            if intent is None:
+                stored = Body(self._settings.body_memory_bytes, self._settings.body_limit_bytes)
+                await _read(request, stored, data)
+                intent = await read_intent(endpoint, request.message.path, request.headers, stored)
+                kept = stored.as_bytes() if stored.in_memory else stored
+            journey.model = intent.name or intent.model
+            entry = None
+            if intent.kind is Kind.LEASE:
+                entry = self._resident(endpoint, intent) or await self._find(intent.name)
+            ticket = self._ticket(endpoint, intent, entry, journey)
+            if ticket is None:
+                return await self._pass_on(request, intent, kept, journey)
+            return await self._leased(request, ticket, kept, journey)
         finally:
-            body.close()
+            if stored is not None:
+                stored.close()
 
-    def _warm_ticket(self, endpoint: Endpoint, intent: Intent, journey: Journey) -> Ticket | None:
-        """Return the ticket of a request that needs a lease on a model which is resident for all we know, else None."""
-        entry = self._catalog.cached(intent.name) if intent.kind is Kind.LEASE else None
-        if entry is None or entry.remote or surely_refused_by(intent, entry.capabilities or None):
-            return None
-        plan = self._plan(endpoint, intent, entry)
-        if not self._gate.serves(plan.variant):
-            return None
-        journey.model = intent.name
-        return self._ticket(plan, intent, entry, journey, journey.began_at)
-
-    async def _judged(
-        self, request: ClientRequest, endpoint: Endpoint, intent: Intent, body: Body | bytes, journey: Journey
-    ) -> Answer:
-        journey.model = intent.name or intent.model
-        if intent.kind is not Kind.LEASE:
-            journey.why = intent.reason or intent.kind.value
-            return await self._pass_on(request, intent, body, journey)
+    def _resident(self, endpoint: Endpoint, intent: Intent) -> Entry | None:
+        """Return what we know of a model that is resident for all we know, else None: then look it up."""
         entry = self._catalog.cached(intent.name)
-        plan = None if entry is None else self._plan(endpoint, intent, entry)
-        if entry is None or plan is None or not self._gate.serves(plan.variant):
-            entry = await self._find(intent.name)
-            plan = None if entry is None else self._plan(endpoint, intent, entry)
-        if entry is None or plan is None:
-            journey.why = "unknown model"
-        elif entry.remote:
-            journey.why = "remote model"
-        elif surely_refused_by(intent, entry.capabilities or None):
-            journey.why = f"{endpoint.path} is not among the model's capabilities"
-        else:
-            return await self._leased(
-                request, self._ticket(plan, intent, entry, journey, self._loop.time()), body, journey
-            )
-        return await self._pass_on(request, intent, body, journey)
+        served = entry is not None and self._gate.serves(self._plan(endpoint, intent, entry).variant)
+        return entry if served else None
 
     async def _find(self, name: str) -> Entry | None:
         """Look a model up that is not known to be resident, or not known at all."""
@@ -217,17 +194,29 @@ class App:
         finally:
             self._gate.release(held, failed=failed)
 
-    def _ticket(self, plan: Plan, intent: Intent, entry: Entry, journey: Journey, arrived_at: float) -> Ticket:
-        keep_alive_s = intent.keep_alive_s
-        return Ticket(
-            id=journey.id,
-            variant=plan.variant,
-            name=entry.spelled,
-            arrived_at=arrived_at,
-            recipe=plan.recipe,
-            client=journey.client,
-            stays_briefly=keep_alive_s is not None and keep_alive_s < self._settings.ps_max_age_s,
-        )
+    def _ticket(self, endpoint: Endpoint, intent: Intent, entry: Entry | None, journey: Journey) -> Ticket | None:
+        """Return the ticket of a request, or None (and why, in the journey) where it needs no lease."""
+        if intent.kind is not Kind.LEASE:
+            journey.why = intent.reason or intent.kind.value
+        elif entry is None:
+            journey.why = "unknown model"
+        elif entry.remote:
+            journey.why = "remote model"
+        elif surely_refused_by(intent, entry.capabilities or None):
+            journey.why = f"{endpoint.path} is not among the model's capabilities"
+        else:
+            plan = self._plan(endpoint, intent, entry)
+            keep_alive_s = intent.keep_alive_s
+            return Ticket(
+                id=journey.id,
+                variant=plan.variant,
+                name=entry.spelled,
+                arrived_at=self._loop.time(),
+                recipe=plan.recipe,
+                client=journey.client,
+                stays_briefly=keep_alive_s is not None and keep_alive_s < self._settings.ps_max_age_s,
+            )
+        return None
 
     def _plan(self, endpoint: Endpoint, intent: Intent, entry: Entry) -> Plan:
         if intent.options:

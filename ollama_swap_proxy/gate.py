@@ -88,7 +88,7 @@ class Gate:
             ProxyError: the ticket was rejected.
         """
         self.tell(events.Arrived(ticket), ticket.arrived_at)
-        decision = self._decided.pop(ticket.id, None) if self._decided else None
+        decision = self._decided.pop(ticket.id, None)
         if decision is None:
             self._waiting[ticket.id] = Prompt(self._loop)
             return None
@@ -146,10 +146,7 @@ class Gate:
         self._handling = True
         try:
             for command in self._scheduler.handle(event, self._loop.time() if now is None else now):
-                if isinstance(command, commands.Grant) and command.ticket_id not in self._waiting:
-                    self._decided[command.ticket_id] = command  # whoever asks gets it at once: the usual case
-                else:
-                    self._carry_out(command)
+                self._carry_out(command)
             while self._events:
                 for command in self._scheduler.handle(self._events.popleft(), self._loop.time()):
                     self._carry_out(command)

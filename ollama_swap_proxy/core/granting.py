@@ -37,6 +37,11 @@ def is_servable(state: State, variant: Variant) -> bool:
     return loader is not None and loader.ticket.variant == variant
 
 
+def serves(state: State, variant: Variant) -> bool:
+    """Say whether this variant is resident, as far as we know, and no swap is under way."""
+    return state.swap is None and is_servable(state, variant)
+
+
 def grant_all(state: State, now: float) -> bool:
     """Grant every ticket that may go now, oldest first within its variant; say whether any could."""
     waiting = len(state.line)

@@ -76,7 +76,7 @@ def arrived(state: State, ticket: Ticket, now: float) -> None:
 
 def _hardly_waits(state: State, variant: Variant) -> bool:
     """Say whether a ticket would be granted now, or after a look: a full line is no reason to turn it away."""
-    return state.swap is None and granting.is_servable(state, variant) and granting.has_free_lease(state, variant)
+    return granting.serves(state, variant) and granting.has_free_lease(state, variant)
 
 
 def _progressed(state: State, ticket_id: int, at: float, now: float) -> None:

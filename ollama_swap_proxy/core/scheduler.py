@@ -57,8 +57,7 @@ class Scheduler:
 
     def serves(self, variant: Variant) -> bool:
         """Say whether this variant is resident, as far as we know, and no swap is under way."""
-        state = self._state  # `is_servable` would do; `holds` is its usual answer, one look away
-        return state.swap is None and (state.residency.holds(variant) or granting.is_servable(state, variant))
+        return granting.serves(self._state, variant)
 
     def snapshot(self, now: float) -> Snapshot:
         """Return what there is to see, as one immutable object."""

@@ -1,0 +1,155 @@
+"""How long an idle model keeps its turn for the request that is likely to come back (linger): measured, never set.
+
+Owns the gaps of the clients, and what follows from them. Must not know whose turn it is, who waits, or what is
+resident: a client's gap is noted across swaps too, for it is the client's own time and not the card's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Final
+
+from ollama_swap_proxy.core.tickets import Variant
+
+NEWCOMER_LINGER_S: Final = 1.0
+"""So soon a client is thought to be back that has not come back twice yet (but within one swap)."""
+
+GAPS_KEPT: Final = 8
+"""So many recent gaps of a client count: it may have another rhythm tomorrow."""
+
+CLIENTS_KEPT: Final = 256
+"""So many clients are remembered, each once for every variant that it uses; then the half not seen for longest goes."""
+
+_LATER: Final = 1.1
+_LATER_S: Final = 0.05
+"""A client is waited for until just past its gap: it may be a little later this time."""
+
+_SWAPS_AT_STAKE: Final = 2
+
+
+class _Habit:
+    """How one client uses one variant.
+
+    ``open`` counts its requests that wait or run. ``ended_at`` is when the last answer ended, and None while any is
+    open. ``back_in_s`` are its recent gaps, each lengthened to just past it.
+    """
+
+    __slots__ = ("back_in_s", "ended_at", "open", "seen_at")
+
+    def __init__(self) -> None:
+        self.open = 0
+        self.seen_at = 0.0
+        self.ended_at: float | None = None
+        self.back_in_s: deque[float] = deque(maxlen=GAPS_KEPT)
+
+
+class Gaps:
+    """The recent gaps of each client for each variant, in seconds. All times are of one clock, which only grows.
+
+    Each `came` is followed by one `ended` or one `gave_up`. These three cost O(1), but for the forgetting: that comes
+    once in half of `CLIENTS_KEPT` new clients.
+    """
+
+    def __init__(self) -> None:
+        self._habits: dict[Variant, dict[str, _Habit]] = {}
+        self._kept = 0
+
+    def __len__(self) -> int:
+        """Return how many clients are remembered, counted once for each variant."""
+        return self._kept
+
+    def came(self, client: str, variant: Variant, now: float) -> None:
+        """Note a ticket of this client. A gap ends with it where all that the client had asked for was answered."""
+        habits = self._habits.get(variant)
+        habit = None if habits is None else habits.get(client)
+        if habit is None:
+            habit = self._meet(client, variant)
+        habit.open += 1
+        habit.seen_at = now
+        if habit.ended_at is not None:
+            habit.back_in_s.append((now - habit.ended_at) * _LATER + _LATER_S)
+            habit.ended_at = None
+
+    def ended(self, client: str, variant: Variant, now: float) -> None:
+        """Note the end of an answer, whole or not. With the last one that is open, a gap begins."""
+        habit = self._close(client, variant)
+        if habit is not None and not habit.open:
+            habit.ended_at = now
+
+    def gave_up(self, client: str, variant: Variant) -> None:
+        """Note a ticket that ended without a grant. No gap begins: what may follow is the same request once more."""
+        self._close(client, variant)
+
+    def linger_s(self, variant: Variant, swap_cost_s: float, since: float) -> float:
+        """Return how long after ``since`` the idle model keeps its turn, in seconds: 0 to ``swap_cost_s``.
+
+        ``since`` is the later of the end of its last answer and the arrival of the first waiter: idleness that nobody
+        waits for costs nothing. Of zero and the moments just past the recent gaps, the one with the least expected cost
+        is taken: the time that the card idles until then, or until the first client is back, and two swaps if none is.
+        How many wait does not matter: they wait for either.
+
+        Each gap of a client that is longer than it has been away by now is as likely as the next, and as likely as that
+        it does not come back at all.
+        """
+        best_s = idle_s = last_s = 0.0
+        best_cost_s = stake_s = _SWAPS_AT_STAKE * swap_cost_s
+        nobody_back = 1.0
+        for back_s, stays_away in sorted(self._returns(variant, swap_cost_s, since)):
+            idle_s += nobody_back * (back_s - last_s)
+            last_s = back_s
+            nobody_back *= stays_away
+            cost_s = idle_s + nobody_back * stake_s
+            if cost_s < best_cost_s:
+                best_s, best_cost_s = back_s, cost_s
+        return best_s
+
+    def _returns(self, variant: Variant, within_s: float, since: float) -> list[tuple[float, float]]:
+        """Return moments after ``since`` by which a client may be back, each with the chance that it then is not.
+
+        A client that never came back yet is as likely to as others of this variant were: so a stream of clients that
+        ask once is soon no longer waited for.
+        """
+        habits = self._habits.get(variant, {}).values()
+        came_back = sum(1 for habit in habits if habit.back_in_s)
+        never_did = sum(1 for habit in habits if not habit.back_in_s and habit.ended_at is not None)
+        returns = []
+        for habit in habits:
+            if habit.ended_at is None:
+                continue  # it waits or is served: it need not come back
+            away_s = since - habit.ended_at
+            left_s = [back_s - away_s for back_s in habit.back_in_s if back_s > away_s]
+            newcomer_s = min(NEWCOMER_LINGER_S, within_s)
+            if len(habit.back_in_s) <= 1 and newcomer_s > away_s:
+                left_s.append(newcomer_s - away_s)
+            # Beside the gaps: one part for not coming back; of a client that is here for the first time, half a part.
+            outcomes = len(left_s) + (1.0 if habit.back_in_s else (never_did - 0.5) / (came_back + 1))
+            for back_s in sorted(left_s):
+                if back_s <= within_s:
+                    returns.append((back_s, (outcomes - 1) / outcomes))
+                outcomes -= 1
+        return returns
+
+    def _meet(self, client: str, variant: Variant) -> _Habit:
+        if self._kept >= CLIENTS_KEPT:
+            self._forget_older_half()
+        habit = _Habit()
+        self._habits.setdefault(variant, {})[client] = habit
+        self._kept += 1
+        return habit
+
+    def _forget_older_half(self) -> None:
+        known = [(v, client, habit) for v, habits in self._habits.items() for client, habit in habits.items()]
+        known.sort(key=lambda each: each[2].seen_at)
+        for variant, client, _ in known[: len(known) // 2]:
+            del self._habits[variant][client]
+            if not self._habits[variant]:
+                del self._habits[variant]
+        self._kept = len(known) - len(known) // 2
+
+    def _close(self, client: str, variant: Variant) -> _Habit | None:
+        habits = self._habits.get(variant)
+        habit = None if habits is None else habits.get(client)
+        if habit is None or not habit.open:
+            return None  # forgotten meanwhile
+        habit.open -= 1
+        return habit

@@ -47,7 +47,7 @@ def settled_at(state: State, swap: Swap) -> float:
 
     A request that comes while its spilled model is being loaded anew waits no longer than for any other load.
     """
-    is_awaited = swap.undoes_spill and state.line.head(swap.target) is not None
+    is_awaited = swap.undoes_spill and state.line.awaits(swap.target)
     wait_s = state.forecast.settle_usual_s if is_awaited else state.forecast.settle_before_s(swap.target)
     return max(state.residency.vram_freed_at + wait_s, swap.not_before)
 

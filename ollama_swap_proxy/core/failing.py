@@ -13,7 +13,7 @@ from ollama_swap_proxy.core import commands, granting, steps
 from ollama_swap_proxy.core.events import LoadFailure
 from ollama_swap_proxy.core.policy import RETRY_AFTER_S
 from ollama_swap_proxy.core.state import Pause, Phase, State, Swap, doubled
-from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
+from ollama_swap_proxy.core.tickets import Lease, Variant
 
 LOAD_BREAKS_ALLOWED = 3
 """So often may the connection of a load break (upstream restarting) before that counts as a failed load."""
@@ -99,10 +99,10 @@ def expire_tickets(state: State, now: float) -> None:
     A load has its own bound, and so has a drain for those whom it is for (`drain_stuck`).
     """
     swap, policy = state.swap, state.policy
-    for head in state.line.heads():
-        ticket: Ticket | None = head
+    for variant in state.line.variants():
+        ticket = state.line.oldest(variant)
         bounded = swap is not None and (
-            swap.phase is Phase.LOADING or (swap.phase is Phase.DRAINING and swap.target == head.variant)
+            swap.phase is Phase.LOADING or (swap.phase is Phase.DRAINING and swap.target == variant)
         )
         while ticket is not None:
             given_up_at = ticket.arrived_at + policy.give_up_after_s
@@ -118,7 +118,7 @@ def expire_tickets(state: State, now: float) -> None:
             else:
                 state.wake(given_up_at if bounded else min(given_up_at, stuck_at))
                 break
-            ticket = state.line.head(head.variant)
+            ticket = state.line.oldest(variant)
 
 
 def upstream_down(state: State, reason: str, now: float) -> None:

@@ -9,11 +9,12 @@ from ollama_swap_proxy.core import commands, turns
 from ollama_swap_proxy.core.policy import STALE_VIEW_PATIENCE_S
 from ollama_swap_proxy.core.state import Pause, State
 from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
+from ollama_swap_proxy.core.turns import Ending, Served
 
 
 def give(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> None:
     """Turn a waiting ticket into a lease."""
-    state.line.remove(ticket.id)
+    state.line.remove(ticket.id, granted=True)
     lease(state, ticket, now, loads=loads)
 
 
@@ -48,7 +49,7 @@ def grant_all(state: State, now: float) -> bool:
     for variant in state.line.variants():
         if not is_servable(state, variant):
             continue
-        while (ticket := state.line.head(variant)) is not None and _may_go(state, ticket, now):
+        while (ticket := next_ticket(state, variant, now)) is not None and _may_go(state, ticket, now):
             give(state, ticket, now, loads=state.residency.holds_unknown_variant(variant.key))
     return len(state.line) < waiting
 
@@ -87,21 +88,35 @@ def _last_grant_at(state: State, key: str) -> float:
     return max((lease.granted_at for lease in state.leases if lease.ticket.variant.key == key), default=0.0)
 
 
+def next_ticket(state: State, variant: Variant, now: float) -> Ticket | None:
+    """Return who goes first of those that wait for a variant: clients of one class take turns, but for the overdue."""
+    chosen = turns.first(state.line.oldest_by_class(variant), now, 0.0)
+    if chosen is None or turns.is_overdue(chosen, now, 0.0):
+        return chosen
+    return state.line.fairest(variant, chosen.klass)
+
+
 def next_target(state: State, now: float) -> Ticket | None:
     """Return the ticket whose model comes next by a swap, or None if nobody waits for one that can begin.
 
     A swap whose victim resists (an unload or drain given up lately) is left for later.
     """
-    candidates = []
-    for head in state.line.heads():
-        if is_servable(state, head.variant):
-            continue
-        blocked_until = _resisted_until(state, head.variant, now) if state.resisting else now
-        if blocked_until > now:
-            state.wake(blocked_until)
-            continue
-        candidates.append(head)
-    return turns.choose_next(candidates)
+    if state.resisting:
+        for variant in state.line.variants():
+            if (until := _resisted_until(state, variant, now)) > now and not is_servable(state, variant):
+                state.wake(until)
+    return foremost(state, now)
+
+
+def foremost(state: State, now: float) -> Ticket | None:
+    """Return the same, for those who only look."""
+    candidates = [
+        (turns.precedence(ticket, now, state.forecast.swap_cost_s(variant)), ticket)
+        for variant in state.line.variants()
+        if not is_servable(state, variant) and not (state.resisting and _resisted_until(state, variant, now) > now)
+        for ticket in state.line.oldest_by_class(variant)
+    ]
+    return min(candidates)[1] if candidates else None
 
 
 def _resisted_until(state: State, target: Variant, now: float) -> float:
@@ -114,16 +129,36 @@ def resisted_by(state: State, target: Variant, now: float) -> list[Pause]:
     return [pause for pause in pauses if pause is not None and pause.until > now]
 
 
-def turn_is_over(state: State, target: Ticket, now: float) -> bool:
-    """Say whether those who are served must make room for this ticket now."""
-    served = state.leases.of_others(target.variant)
-    waiting = any(is_servable(state, variant) for variant in state.line.variants())
-    if not served and not waiting:
-        return True
-    if state.turn.first_grant_at is None:
-        return False  # whom a model was loaded for is served at least once
-    ends_at = turns.turn_ends_at(state.turn, target, state.forecast.swap_cost_s(target.variant), state.policy)
-    if now >= ends_at:
-        return True
-    state.wake(ends_at)
-    return False
+def turn_ending(state: State, target: Ticket) -> Ending:
+    """Say when those who are served make room for this ticket if nothing else happens, and why."""
+    leases = state.leases.of_others(target.variant)
+    servable = [variant for variant in state.line.variants() if is_servable(state, variant)]
+    waiting = [ticket for variant in servable for ticket in state.line.oldest_by_class(variant)]
+    ranked = waiting or [lease.ticket for lease in leases]
+    cost_s = state.forecast.swap_cost_s(target.variant)
+    idle = not leases and not waiting
+    others = (t for v in state.line.variants() if v not in servable for t in state.line.oldest_by_class(v))
+    waiting_since = min((ticket.arrived_at for ticket in others), default=target.arrived_at)
+    served = Served(
+        leases=len(leases),
+        waiting=len(waiting),
+        rank=max((ticket.klass.rank for ticket in ranked), default=target.klass.rank),
+        linger_s=_linger_s(state, target.variant, cost_s, waiting_since) if idle else 0.0,
+    )
+    return turns.ending(
+        state.turn,
+        served,
+        target,
+        waiting_since=waiting_since,
+        swap_cost_s=cost_s,
+        early_end_at=state.early_end_at,
+        policy=state.policy,
+    )
+
+
+def _linger_s(state: State, target: Variant, swap_cost_s: float, waiting_since: float) -> float:
+    """Return how long the idle residents that must go for this target are kept for who is likely to come back."""
+    options = state.residency.options
+    victims = [Variant(r.key, options[r.key]) for r in state.residency.victims_for(target) if r.key in options]
+    since = max(state.turn.idle_since, waiting_since)
+    return max((state.gaps.linger_s(victim, swap_cost_s, since) for victim in victims), default=0.0)

@@ -7,7 +7,14 @@ after every event), but for tickets that are turned away as they come.
 from __future__ import annotations
 
 from ollama_swap_proxy.core import commands, events, evicting, failing, granting, loading
-from ollama_swap_proxy.core.policy import CAREFUL_POLL_S, LASTS_AFTER_S, RETRY_AFTER_S, UPSTREAM_GRACE_S
+from ollama_swap_proxy.core.policy import (
+    CAREFUL_POLL_S,
+    LASTS_AFTER_S,
+    RETRY_AFTER_S,
+    RETURN_WITHIN_S,
+    UPSTREAM_GRACE_S,
+    VARIANTS_KEPT,
+)
 from ollama_swap_proxy.core.state import NEVER, Phase, State
 from ollama_swap_proxy.core.tickets import Report, Ticket, Variant
 
@@ -20,7 +27,7 @@ def take_in(state: State, event: events.Event, now: float) -> None:  # noqa: C90
         case events.Arrived(ticket):
             arrived(state, ticket, now)
         case events.Abandoned(ticket_id):
-            state.line.remove(ticket_id)
+            _abandoned(state, ticket_id, now)
         case events.Progressed(ticket_id, at):
             _progressed(state, ticket_id, at, now)
         case events.Released(ticket_id, failed):
@@ -70,8 +77,40 @@ def arrived(state: State, ticket: Ticket, now: float) -> None:
     if rejection is not None:
         state.out.append(commands.Reject(ticket.id, rejection))
         return
+    if returns(state, ticket):
+        ticket = _with_its_place(state, ticket, now)
     state.line.add(ticket)
+    state.gaps.came(ticket.client, ticket.variant, now)
     state.remember_recipe(ticket)
+
+
+def returns(state: State, ticket: Ticket) -> bool:
+    """Say whether this client gave up on a ticket for the same variant before."""
+    return bool(state.places_kept) and (ticket.client, ticket.variant) in state.places_kept
+
+
+def _with_its_place(state: State, ticket: Ticket, now: float) -> Ticket:
+    """Give a ticket the arrival of the one that its client abandoned: who gives up at 30 s and asks again keeps its
+    place. Once: its next ticket is a new one.
+    """
+    arrived_at, left_at = state.places_kept.pop((ticket.client, ticket.variant))
+    if now - left_at > RETURN_WITHIN_S or arrived_at >= ticket.arrived_at:
+        return ticket
+    return ticket._replace(arrived_at=arrived_at)
+
+
+def _abandoned(state: State, ticket_id: int, now: float) -> None:
+    ticket = state.line.remove(ticket_id)
+    if ticket is None:
+        return
+    state.gaps.gave_up(ticket.client, ticket.variant)
+    place = (ticket.client, ticket.variant)
+    arrived_at, left_at = state.places_kept.pop(place, (ticket.arrived_at, now))
+    if now - left_at > RETURN_WITHIN_S:
+        arrived_at = ticket.arrived_at
+    state.places_kept[place] = min(arrived_at, ticket.arrived_at), now
+    while len(state.places_kept) > VARIANTS_KEPT or now - next(iter(state.places_kept.values()))[1] > RETURN_WITHIN_S:
+        del state.places_kept[next(iter(state.places_kept))]
 
 
 def _hardly_waits(state: State, variant: Variant) -> bool:
@@ -97,6 +136,9 @@ def released(state: State, ticket_id: int, now: float, *, failed: bool) -> None:
     if lease is None:
         return
     state.moved_at = now
+    state.gaps.ended(lease.ticket.client, lease.ticket.variant, now)
+    if not state.leases:
+        state.turn.idle_since = now
     if lease.ticket.stays_briefly or lease.loads:
         state.residency.outdated_at = now
     if lease.loads and state.swap is not None and state.swap.loader == ticket_id:

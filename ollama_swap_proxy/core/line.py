@@ -1,6 +1,7 @@
-"""The waiting line: tickets, grouped by variant, in order of arrival.
+"""The waiting line: tickets, grouped by variant and class, in order of arrival and by client.
 
-Owns who waits. Must not decide whose turn it is (`turns`) or when a wait ends (`scheduler`).
+Owns who waits, and the fair order between the clients of one class. Must not decide whose turn it is (`turns`) or when
+a wait ends (`scheduler`).
 """
 
 from __future__ import annotations
@@ -8,63 +9,111 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 
+from ollama_swap_proxy.core.classes import TicketClass
 from ollama_swap_proxy.core.tickets import Ticket, Variant
 
 
-class Line:
-    """All waiting tickets. Every operation is O(1), but for those over variants: O(number of waiting variants)."""
+def _age(ticket: Ticket) -> tuple[float, int]:
+    return ticket.arrived_at, ticket.id
+
+
+class _Lane:
+    """The tickets of one class for one variant. Clients take turns: whoever was granted goes behind the others."""
+
+    __slots__ = ("_by_client", "tickets")
 
     def __init__(self) -> None:
-        self._queues: dict[Variant, OrderedDict[int, Ticket]] = {}
-        self._variants: dict[int, Variant] = {}
-
-    def __len__(self) -> int:
-        return len(self._variants)
-
-    def __contains__(self, ticket_id: int) -> bool:
-        return ticket_id in self._variants
+        self.tickets: OrderedDict[int, Ticket] = OrderedDict()
+        self._by_client: OrderedDict[str, OrderedDict[int, Ticket]] = OrderedDict()
 
     def add(self, ticket: Ticket) -> None:
-        """Put a ticket behind those that wait for the same variant."""
-        self._queues.setdefault(ticket.variant, OrderedDict())[ticket.id] = ticket
-        self._variants[ticket.id] = ticket.variant
+        youngest = next(reversed(self.tickets.values()), None)
+        self.tickets[ticket.id] = ticket
+        if youngest is not None and _age(youngest) > _age(ticket):  # it has kept its place from an earlier try
+            self.tickets = OrderedDict(sorted(self.tickets.items(), key=lambda item: _age(item[1])))
+        self._by_client.setdefault(ticket.client, OrderedDict())[ticket.id] = ticket
 
-    def remove(self, ticket_id: int) -> Ticket | None:
-        """Take a ticket out, or return None if it does not wait."""
-        variant = self._variants.pop(ticket_id, None)
-        if variant is None:
+    def remove(self, ticket: Ticket, *, granted: bool) -> None:
+        del self.tickets[ticket.id]
+        of_client = self._by_client[ticket.client]
+        del of_client[ticket.id]
+        if not of_client:
+            del self._by_client[ticket.client]
+        elif granted:
+            self._by_client.move_to_end(ticket.client)
+
+    def oldest(self) -> Ticket:
+        return next(iter(self.tickets.values()))
+
+    def fairest(self) -> Ticket:
+        return next(iter(next(iter(self._by_client.values())).values()))
+
+
+class Line:
+    """All waiting tickets. Every operation is O(1), but for those over variants, and the arrival of an old ticket."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[Variant, dict[str, _Lane]] = {}
+        self._tickets: dict[int, Ticket] = {}
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def __contains__(self, ticket_id: int) -> bool:
+        return ticket_id in self._tickets
+
+    def __iter__(self) -> Iterator[Ticket]:
+        return iter(self._tickets.values())
+
+    def add(self, ticket: Ticket) -> None:
+        """Put a ticket in, behind those of its variant, class and client."""
+        lanes = self._lanes.setdefault(ticket.variant, {})
+        lane = lanes.get(ticket.klass.name)
+        if lane is None:
+            lane = lanes[ticket.klass.name] = _Lane()
+        lane.add(ticket)
+        self._tickets[ticket.id] = ticket
+
+    def remove(self, ticket_id: int, *, granted: bool = False) -> Ticket | None:
+        """Take a ticket out, or return None if it does not wait. ``granted``: other clients come before its own now."""
+        ticket = self._tickets.pop(ticket_id, None)
+        if ticket is None:
             return None
-        queue = self._queues[variant]
-        ticket = queue.pop(ticket_id)
-        if not queue:
-            del self._queues[variant]
+        lanes = self._lanes[ticket.variant]
+        lane = lanes[ticket.klass.name]
+        lane.remove(ticket, granted=granted)
+        if not lane.tickets:
+            del lanes[ticket.klass.name]
+            if not lanes:
+                del self._lanes[ticket.variant]
         return ticket
 
-    def awaits(self, variant: Variant) -> bool:
-        """Say whether anybody waits for this variant."""
-        return variant in self._queues
-
-    def head(self, variant: Variant) -> Ticket | None:
-        """Return the ticket that has waited longest for this variant."""
-        queue = self._queues.get(variant)
-        return next(iter(queue.values())) if queue else None
-
-    def only_variant(self) -> Variant | None:
-        """Return the variant that everybody waits for, or None if that is not just one."""
-        return next(iter(self._queues)) if len(self._queues) == 1 else None
-
-    def heads(self) -> list[Ticket]:
-        """Return the longest waiting ticket of each variant, in order of the variants' arrival."""
-        return [next(iter(queue.values())) for queue in self._queues.values()]
+    def awaits(self, variant: Variant, klass: TicketClass | None = None) -> bool:
+        """Say whether anybody waits for this variant (in this class)."""
+        lanes = self._lanes.get(variant)
+        return lanes is not None and (klass is None or klass.name in lanes)
 
     def variants(self) -> list[Variant]:
         """Return the variants that somebody waits for, in order of their arrival."""
-        return list(self._queues)
+        return list(self._lanes)
+
+    def only_variant(self) -> Variant | None:
+        """Return the variant that everybody waits for, or None if that is not just one."""
+        return next(iter(self._lanes)) if len(self._lanes) == 1 else None
+
+    def oldest(self, variant: Variant) -> Ticket | None:
+        """Return the ticket that has waited longest for this variant."""
+        return min(self.oldest_by_class(variant), key=_age, default=None)
+
+    def oldest_by_class(self, variant: Variant) -> list[Ticket]:
+        """Return the longest waiting ticket of each class that waits for this variant."""
+        return [lane.oldest() for lane in self._lanes.get(variant, {}).values()]
+
+    def fairest(self, variant: Variant, klass: TicketClass) -> Ticket:
+        """Return the ticket of this class whose client's turn it is. Raises KeyError if none waits."""
+        return self._lanes[variant][klass.name].fairest()
 
     def waiting_for(self, variant: Variant) -> list[Ticket]:
         """Return the tickets of one variant, oldest first."""
-        return list(self._queues.get(variant, {}).values())
-
-    def __iter__(self) -> Iterator[Ticket]:
-        for queue in self._queues.values():
-            yield from queue.values()
+        lanes = self._lanes.get(variant, {}).values()
+        return sorted((ticket for lane in lanes for ticket in lane.tickets.values()), key=_age)

@@ -39,7 +39,7 @@ def settle(state: State, swap: Swap, now: float) -> None:
 
 
 def _start(state: State, swap: Swap, now: float) -> None:
-    head = state.line.head(swap.target)
+    head = granting.next_ticket(state, swap.target, now)
     name, recipe = state.recipes.get(swap.target, (swap.name, None))
     by_request = recipe is None or swap.target.key in state.vanishing
     if by_request and head is None:

@@ -28,6 +28,12 @@ UPSTREAM_GRACE_S = 5.0
 SHORTEST_TURN_S = 10.0
 """The floor of the automatic turn limit and of a turn that an overdue ticket may end."""
 
+SWAPS_PER_EARLY_END = 3
+"""A higher class ends a turn early at most once in as many swap costs: else classes would thrash."""
+
+RETURN_WITHIN_S = 60.0
+"""A client that gives up and asks again within this time keeps its place in the line."""
+
 NEWCOMER_ROUNDS = 3
 """How often models that appear during a swap are evicted too before the load goes ahead beside them."""
 
@@ -68,7 +74,6 @@ class Policy:
 
     parallel: int = 4
     turn_limit_s: float = 0.0
-    max_wait_s: float = 120.0
     give_up_after_s: float = 3600.0
     stuck_after_s: float = 600.0
     load_timeout_s: float = 600.0

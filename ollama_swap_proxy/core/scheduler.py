@@ -17,7 +17,7 @@ from ollama_swap_proxy.core.policy import SPILL_UNDONE_AFTER_S, Policy
 from ollama_swap_proxy.core.snapshot import Snapshot, take
 from ollama_swap_proxy.core.state import NEVER, State
 from ollama_swap_proxy.core.tickets import Ticket, Variant
-from ollama_swap_proxy.core.turns import Turn
+from ollama_swap_proxy.core.turns import End, Turn
 
 _LONGEST_CHAIN = 64
 """More moves than any chain of phases can make on one event; reaching it means two of them undo each other."""
@@ -90,11 +90,15 @@ class Scheduler:
             return False
         if target is None:
             return self._undo_spill_if_idle(now)
-        if not granting.turn_is_over(state, target, now) or not state.has_fresh_view(now):
+        ending = granting.turn_ending(state, target)
+        if now < ending.at:
+            state.wake(ending.at)
             return False
-        if granting.is_servable(state, target.variant):
+        if not state.has_fresh_view(now) or granting.is_servable(state, target.variant):
             return False
-        swapping.begin(state, target.variant, target.name, "request", now)
+        if ending.why is End.HIGHER_CLASS:
+            state.early_end_at = now
+        swapping.begin(state, target.variant, target.name, "request", now, turn_ended=ending.why.value)
         return True
 
     def _undo_spill_if_idle(self, now: float) -> bool:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ollama_swap_proxy.core import bounds
+from ollama_swap_proxy.core import bounds, granting
 from ollama_swap_proxy.core.state import NEVER, State
+from ollama_swap_proxy.core.turns import End
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,20 @@ class SwapSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class TurnSeen:
+    """The turn of what is resident. ``next`` is the model that comes after it, None while nobody waits for another;
+    then ``ends_in_s`` (None: not before those it was loaded for are served) and ``ends_because`` say when and why it
+    makes room, if nothing else happens; ``lingers``: it is idle, and kept for who is likely to come back.
+    """
+
+    age_s: float
+    next: str | None
+    ends_in_s: float | None
+    ends_because: str | None
+    lingers: bool
+
+
+@dataclass(frozen=True, slots=True)
 class CoolDownSeen:
     """A variant that failed to load lately."""
 
@@ -102,7 +117,7 @@ class Snapshot:
     report_age_s: float | None
     settle_s: float
     swaps_begun: int
-    turn_s: float
+    turn: TurnSeen
     stopping: bool
 
 
@@ -155,7 +170,7 @@ def take(state: State, now: float) -> Snapshot:
         report_age_s=None if residency.at == NEVER else round(now - residency.at, 3),
         settle_s=state.forecast.settle_usual_s,
         swaps_begun=state.swaps_begun,
-        turn_s=round(now - state.turn.began_at, 3),
+        turn=_turn(state, now),
         stopping=state.stopping,
     )
 
@@ -163,14 +178,26 @@ def take(state: State, now: float) -> Snapshot:
 def _lines(state: State, now: float) -> tuple[LineSeen, ...]:
     return tuple(
         LineSeen(
-            key=head.variant.key,
-            name=head.name,
-            options=head.variant.options,
-            waiting=len(state.line.waiting_for(head.variant)),
-            longest_wait_s=round(now - head.arrived_at, 3),
+            key=oldest.variant.key,
+            name=oldest.name,
+            options=oldest.variant.options,
+            waiting=len(state.line.waiting_for(oldest.variant)),
+            longest_wait_s=round(now - oldest.arrived_at, 3),
         )
-        for head in state.line.heads()
+        for oldest in map(state.line.oldest, state.line.variants())
+        if oldest is not None
     )
+
+
+def _turn(state: State, now: float) -> TurnSeen:
+    age_s = round(now - state.turn.began_at, 3)
+    target = granting.foremost(state, now) if state.swap is None else None
+    if target is None:
+        return TurnSeen(age_s, None, None, None, lingers=False)
+    ending = granting.turn_ending(state, target)
+    ends_in_s = None if ending.at == float("inf") else round(max(0.0, ending.at - now), 3)
+    lingers = ending.why is End.IDLE and ending.at > now
+    return TurnSeen(age_s, target.name, ends_in_s, ending.why.value, lingers)
 
 
 def _swap(state: State, now: float) -> SwapSeen | None:

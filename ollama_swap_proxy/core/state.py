@@ -10,6 +10,7 @@ from enum import Enum
 
 from ollama_swap_proxy.core import commands
 from ollama_swap_proxy.core.forecast import Forecast
+from ollama_swap_proxy.core.gaps import Gaps
 from ollama_swap_proxy.core.leases import Leases
 from ollama_swap_proxy.core.line import Line
 from ollama_swap_proxy.core.policy import VARIANTS_KEPT, Policy
@@ -89,6 +90,11 @@ class State:
     swap: Swap | None = None
     swaps_begun: int = 0
     last_swap_ended_at: float = NEVER
+    gaps: Gaps = field(default_factory=Gaps)
+    early_end_at: float = NEVER
+    """When a higher class last ended a turn before its limit."""
+    places_kept: dict[tuple[str, Variant], tuple[float, float]] = field(default_factory=dict)
+    """By client and variant: the arrival of a ticket that was abandoned, and when."""
     cool_downs: dict[Variant, Pause] = field(default_factory=dict)
     resisting: dict[str, Pause] = field(default_factory=dict)
     vanishing: set[str] = field(default_factory=set)
@@ -141,6 +147,7 @@ class State:
     def reject(self, ticket: Ticket, rejection: commands.Rejection) -> None:
         """End a waiting ticket with an error."""
         self.line.remove(ticket.id)
+        self.gaps.gave_up(ticket.client, ticket.variant)
         self.out.append(commands.Reject(ticket.id, rejection))
 
     def reject_all(self, variant: Variant, rejection: commands.Rejection) -> int:
@@ -159,7 +166,7 @@ class State:
             self.recipes = {
                 variant: recipe
                 for variant, recipe in self.recipes.items()
-                if variant == target or self.line.head(variant) is not None or self.residency.holds(variant)
+                if variant == target or self.line.awaits(variant) or self.residency.holds(variant)
             }
         self.recipes[ticket.variant] = (ticket.name, ticket.recipe)
 

@@ -48,7 +48,7 @@ def is_asked_for(state: State, swap: Swap, now: float, *, goes_on_by_itself: boo
     Otherwise it is turned over to whoever waits for another model; if nobody does, it goes on where
     ``goes_on_by_itself``, and else ends after the afterlife.
     """
-    if state.line.head(swap.target) is not None:
+    if state.line.awaits(swap.target):
         swap.asker_left_at = None
         return True
     other = granting.next_target(state, now)

@@ -12,8 +12,8 @@ from ollama_swap_proxy.core.state import Phase, State, Swap
 from ollama_swap_proxy.core.tickets import Variant
 
 
-def begin(state: State, target: Variant, name: str, reason: str, now: float) -> Swap:
-    """Decide a swap: from now on its victims get no new leases."""
+def begin(state: State, target: Variant, name: str, reason: str, now: float, *, turn_ended: str = "") -> Swap:
+    """Decide a swap: from now on its victims get no new leases. ``turn_ended`` says why the turn before is over."""
     state.swaps_begun += 1
     victims = state.residency.victims_for(target)
     swap = Swap(state.swaps_begun, target, name, reason, decided_at=now, phase_since=now)
@@ -25,11 +25,12 @@ def begin(state: State, target: Variant, name: str, reason: str, now: float) -> 
         target=name,
         options=target.options,
         reason=reason,
+        turn_ended=turn_ended,
         victims=[victim.name for victim in victims],
         waiting=len(state.line),
     )
     if target.key in swap.expected_victims:
-        head = state.line.head(target)
+        head = state.line.oldest(target)
         client = head.client if head else ""
         has = state.residency.options.get(target.key, "unknown")
         state.say("variant_reload", model=name, client=client, wanted=target.options, has=has)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from ollama_swap_proxy.core.classes import NORMAL, TicketClass
+
 
 class Variant(NamedTuple):
     """A model with one set of runner options: what a turn, a swap and a load are for.
@@ -41,6 +43,7 @@ class Ticket(NamedTuple):
     ``name`` is the canonical model name that the request used. ``recipe`` is None where no empty request can load the
     model (audio, options that we cannot read): then the request itself loads it, alone.
     ``stays_briefly`` says that the request carries a keep_alive so short that the view is stale when it ends.
+    ``client`` is who asks, as far as the shell can tell.
     """
 
     id: int
@@ -50,6 +53,7 @@ class Ticket(NamedTuple):
     recipe: LoadRecipe | None
     client: str = ""
     stays_briefly: bool = False
+    klass: TicketClass = NORMAL
 
 
 @dataclass(slots=True)

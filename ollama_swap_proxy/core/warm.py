@@ -22,13 +22,16 @@ def took(state: State, event: events.Event, now: float) -> bool:
 
 
 def _took_arrival(state: State, ticket: Ticket, now: float) -> bool:
-    if state.line.awaits(ticket.variant):
-        intake.arrived(state, ticket, now)  # behind others: who is next, and until when, does not change
+    if intake.returns(state, ticket):
+        return False  # with the place that it had
+    if state.line.awaits(ticket.variant, ticket.klass):
+        intake.arrived(state, ticket, now)  # behind others: which model is next, and until when, does not change
         return True
     if len(state.line) or not _serves(state, ticket.variant, now) or ticket.id in state.leases:
         return False
     if not state.leases.has_room(ticket.variant.key, state.policy.parallel):
         return False
+    state.gaps.came(ticket.client, ticket.variant, now)
     state.remember_recipe(ticket)
     granting.lease(state, ticket, now)
     return True
@@ -43,8 +46,10 @@ def _took_release(state: State, event: events.Released, now: float) -> bool:
         if variant is None or not _serves(state, variant, now):
             return False
         intake.released(state, event.ticket_id, now, failed=event.failed)
-        while state.leases.has_room(variant.key, state.policy.parallel) and (head := state.line.head(variant)):
-            granting.give(state, head, now)
+        while state.leases.has_room(variant.key, state.policy.parallel) and (
+            ticket := granting.next_ticket(state, variant, now)
+        ):
+            granting.give(state, ticket, now)
     elif state.spills_to_undo:
         return False  # it may be the idle moment for that
     else:

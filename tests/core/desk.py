@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from ollama_swap_proxy.core import commands, events
+from ollama_swap_proxy.core.classes import NORMAL, TicketClass
 from ollama_swap_proxy.core.events import LoadFailure
+from ollama_swap_proxy.core.gaps import Gaps
 from ollama_swap_proxy.core.policy import Policy
 from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Variant
@@ -15,11 +17,23 @@ def resident(key: str, *, size: int = 1000, vram: int | None = None, expires_in_
     return Resident(key, key, f"d-{key}", size, size if vram is None else vram, expires_in_s)
 
 
-class Desk:
-    """``out`` holds the commands of the last fact, ``all`` those of every fact. Times in seconds."""
+class NobodyComesBack(Gaps):
+    """No linger: an idle model makes room at once."""
 
-    def __init__(self, policy: Policy | None = None, *, safe: bool = True) -> None:
+    def linger_s(self, variant: Variant, swap_cost_s: float, since: float) -> float:  # noqa: ARG002 - its shape
+        return 0.0
+
+
+class Desk:
+    """``out`` holds the commands of the last fact, ``all`` those of every fact. Times in seconds.
+
+    An idle model keeps its turn only if the desk ``lingers``: most decisions are easier to see without.
+    """
+
+    def __init__(self, policy: Policy | None = None, *, safe: bool = True, lingers: bool = False) -> None:
         self.scheduler = Scheduler(policy or Policy())
+        if not lingers:
+            self.state.gaps = NobodyComesBack()
         self.now = 0.0
         self.out: list[commands.Command] = []
         self.all: list[commands.Command] = []
@@ -36,9 +50,18 @@ class Desk:
         self.all += self.out
         return self.out
 
-    def arrive(self, key: str, options: str = "", *, recipe: LoadRecipe | None = RECIPE, briefly: bool = False) -> int:
+    def arrive(
+        self,
+        key: str,
+        options: str = "",
+        *,
+        recipe: LoadRecipe | None = RECIPE,
+        briefly: bool = False,
+        client: str = "c",
+        klass: TicketClass = NORMAL,
+    ) -> int:
         self._ids += 1
-        ticket = Ticket(self._ids, Variant(key, options), key, self.now, recipe, "c", briefly)
+        ticket = Ticket(self._ids, Variant(key, options), key, self.now, recipe, client, briefly, klass)
         self.tell(events.Arrived(ticket))
         return ticket.id
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from ollama_swap_proxy.core import commands
+from ollama_swap_proxy.core.classes import TicketClass
 from ollama_swap_proxy.core.events import Abandoned, ViewOutdated
 from ollama_swap_proxy.core.policy import Policy
 from ollama_swap_proxy.core.tickets import Variant
 from tests.core.desk import Desk
+
+HIGH, LOW = TicketClass("high", 20, 60.0), TicketClass("low", 0, 1800.0)
 
 
 def test_a_resident_of_unknown_options_beside_another_is_not_tried():
@@ -121,3 +124,92 @@ def test_a_grant_says_whether_a_swap_was_made_while_its_ticket_waited():
     desk.later(0.06)
     desk.report()
     assert {c.ticket_id: c.swapped for c in desk.all if isinstance(c, commands.Grant)} == told
+
+
+def test_a_second_client_is_granted_within_two_grants_of_a_hundred_queued_requests_of_another():
+    desk = Desk(Policy(parallel=1))
+    running = desk.serve("a")
+    for _ in range(100):
+        desk.arrive("a", client="x")
+    other = desk.arrive("a", client="y")
+    for _ in range(2):
+        desk.release(running)
+        running = desk.granted()[-1]
+    assert running == other
+
+
+def test_an_interactive_request_goes_before_a_hundred_batch_ones_after_at_most_the_running_ones():
+    desk = Desk(Policy(parallel=1))
+    running = desk.serve("a")
+    for _ in range(100):
+        desk.arrive("a", klass=LOW, client="x")
+    urgent = desk.arrive("a", klass=HIGH, client="y")
+    desk.release(running)
+    assert desk.granted()[-1] == urgent
+
+
+def test_a_higher_class_ends_the_turn_of_a_lower_one_at_once_and_again_only_after_three_swaps():
+    desk = Desk(Policy(parallel=1))
+    running = desk.serve("a")
+    for _ in range(3):
+        desk.arrive("a", klass=LOW)
+    first = desk.arrive("b", klass=HIGH)
+    assert desk.said("swap_decided")[-1]["turn_ended"] == "higher class"
+    desk.release(running)
+    desk.report("a")
+    assert desk.evicted() == ["a"]
+    _swap_in(desk, "b")
+    assert desk.granted()[-1] == first
+    desk.arrive("b", klass=LOW)
+    desk.arrive("c", klass=HIGH)
+    assert len(desk.said("swap_decided")) == 2  # not yet: one early end in three swap costs
+
+
+def test_a_lower_class_is_served_once_its_maximum_wait_is_near_however_much_is_asked_of_the_resident():
+    desk = Desk(Policy(parallel=1))
+    running = desk.serve("a")
+    desk.arrive("b", klass=LOW)
+    began = desk.now
+    while not desk.said("swap_decided")[1:]:
+        desk.arrive("a")
+        desk.later(10.0)
+        desk.report("a")
+        desk.release(running)
+        running = desk.granted()[-1]
+        assert desk.now < began + 2000.0
+    assert desk.now - began >= 1780.0
+    assert desk.said("swap_decided")[-1]["turn_ended"] == "overdue"
+
+
+def test_who_gives_up_and_asks_again_keeps_its_place():
+    desk = Desk()
+    desk.serve("a")
+    early, came_at = desk.arrive("b", client="x"), desk.now - 0.001
+    desk.later(30.0)
+    desk.arrive("b", client="y")
+    desk.tell(Abandoned(early))
+    again = desk.arrive("b", client="x")
+    oldest = desk.state.line.oldest(Variant("b"))
+    assert oldest is not None
+    assert (oldest.id, oldest.arrived_at) == (again, came_at)
+
+
+def test_its_place_is_lost_after_a_minute():
+    desk = Desk()
+    desk.serve("a")
+    desk.arrive("b", client="y")
+    desk.tell(Abandoned(desk.arrive("c", client="x")))
+    desk.later(61.0)
+    again = desk.arrive("c", client="x")
+    oldest = desk.state.line.oldest(Variant("c"))
+    assert oldest is not None
+    assert (oldest.id, oldest.arrived_at) == (again, desk.now - 0.001)
+
+
+def _swap_in(desk: Desk, key: str) -> None:
+    desk.later(0.06)
+    desk.report()
+    desk.later(6.0)
+    desk.report()
+    desk.loaded(key)
+    desk.report(key)

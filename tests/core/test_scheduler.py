@@ -48,9 +48,37 @@ def test_nobody_waits_behind_a_model_that_is_idle():
     world = World()
     world.ask("a", hold_s=0.5)
     world.run()
-    other = world.ask("b", at=world.now)
+    other = world.ask("b", at=world.now + 2.0)
     world.run()
     assert other.waited_s < 2 + 0.2 + 0.2
+
+
+def test_a_model_that_has_just_fallen_idle_is_kept_a_moment_for_who_may_come_back():
+    world = World()
+    world.ask("a", hold_s=0.5)
+    world.run()
+    other = world.ask("b", at=world.now)
+    world.run()
+    assert 1.0 < other.waited_s < 1.0 + 2 + 0.2 + 0.2
+
+
+def test_36_requests_of_six_clients_in_a_loop_over_three_models_cost_at_most_four_loads():
+    world = World()
+    left = dict.fromkeys(range(6), 5)
+
+    def ask(client: int) -> None:
+        world.ask("abc"[client % 3], hold_s=1.0 + client * 0.1, client=f"c{client}", then=lambda _: again(client))
+
+    def again(client: int) -> None:
+        if left[client]:
+            left[client] -= 1
+            world.at(world.now + 0.1 + 0.04 * client, lambda: ask(client))
+
+    for client in left:
+        world.at(0.01 * client, lambda client=client: ask(client))
+    world.run()
+    assert sum(outcome.granted_at is not None for outcome in world.outcomes.values()) == 36
+    assert len(world.loads) <= 4
 
 
 def test_a_client_that_leaves_while_queued_causes_no_swap():

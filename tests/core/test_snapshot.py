@@ -52,6 +52,18 @@ def test_who_runs_and_who_waits_is_told_apart_with_the_reason_of_the_swap() -> N
     assert [(line.name, line.waiting, line.longest_wait_s) for line in seen.lines] == [("b:latest", 1, 1.0)]
 
 
+def test_the_turn_says_which_model_is_next_and_when_the_present_one_makes_room() -> None:
+    desk = Desk()
+    desk.serve("a")
+    assert desk.scheduler.snapshot(desk.now).turn.next is None
+    desk.later(1.0)
+    desk.report("a")
+    desk.arrive("b")
+    turn = desk.scheduler.snapshot(desk.now + 4.0).turn
+    assert (turn.next, turn.ends_because, turn.lingers) == ("b", "limit", False)
+    assert turn.ends_in_s == 5.999
+
+
 def test_it_is_plain_json() -> None:
     scheduler = _scheduler()
     scheduler.handle(events.Arrived(_ticket(1, "b", 0.2)), 0.2)

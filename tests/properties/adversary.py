@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 
-from ollama_swap_proxy.core import commands, events
+from ollama_swap_proxy.core import commands, events, granting
+from ollama_swap_proxy.core.classes import NORMAL, TicketClass
 from ollama_swap_proxy.core.events import LoadFailure
 from ollama_swap_proxy.core.policy import DRAIN_AFTERLIFE_S, Policy
 from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.core.state import Phase
 from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Variant
+from ollama_swap_proxy.core.turns import End
 
 POLICY = Policy(
     parallel=2,
@@ -26,6 +28,7 @@ POLICY = Policy(
     cool_down_max_s=40.0,
     line_limit=12,
 )
+CLASSES = (TicketClass("high", 20, 30.0), NORMAL, TicketClass("low", 0, 300.0))
 RECIPE = LoadRecipe("/api/generate", b"{}")
 ENDS_WITHIN_S = 200.0
 """Far more than the truthful rest of any history takes: a cool-down (40 s), a turn and a swap for each variant."""
@@ -230,11 +233,30 @@ class Adversary:
             assert on_it >= self.policy.parallel or loads, f"I4: {ticket} waits beside its idle model"
         resists = any(pause.until > self.now for pause in state.resisting.values())
         leaving = bool(state.residency.leaving)
-        assert not self.waiting or self.leases or resists or leaving, "I4: somebody waits, and nothing is under way"
+        idle = self.waiting and not self.leases and not resists and not leaving
+        assert not idle or self._lingers(), "I4: somebody waits, and nothing is under way"
+
+    def _lingers(self) -> bool:
+        """Say whether the idle model is kept for who is likely to come back: not longer than one swap costs."""
+        target = granting.foremost(self.state, self.now)
+        if target is None:
+            return False
+        ending = granting.turn_ending(self.state, target)
+        cost_s = self.state.forecast.swap_cost_s(target.variant)
+        since = max(self.state.turn.idle_since, min(ticket.arrived_at for ticket in self.waiting.values()))
+        return ending.why is End.IDLE and self.now < ending.at <= since + cost_s
 
     # --- facts ------------------------------------------------------------------------------------------------------
     def arrive(
-        self, key: str, options: str = "", *, recipe: bool = True, briefly: bool = False, aged_s: float = 0.0
+        self,
+        key: str,
+        options: str = "",
+        *,
+        recipe: bool = True,
+        briefly: bool = False,
+        aged_s: float = 0.0,
+        client: str = "",
+        klass: TicketClass = NORMAL,
     ) -> int:
         ticket = Ticket(
             self.next_id,
@@ -242,7 +264,9 @@ class Adversary:
             key,
             max(0.0, self.now - aged_s),
             RECIPE if recipe else None,
+            client,
             stays_briefly=briefly,
+            klass=klass,
         )
         self.next_id += 1
         self.waiting[ticket.id] = ticket

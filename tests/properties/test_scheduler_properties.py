@@ -5,7 +5,7 @@ The invariants, as numbered in the design:
 I1  by our doing, no two models are resident together that the policy does not allow together.
 I2  a model with leases is never evicted.
 I3  every ticket ends exactly once.
-I4  nobody idles while someone waits, unless a cool-down or unknown residency says so, and each of these ends.
+I4  nobody idles while someone waits, unless a linger, a cool-down or unknown residency says so, and each of these ends.
 I5  every wait is bounded; from any state, once everybody else leaves, whoever waits comes to an end.
 I6  same history, same commands.
 I7  nothing is evicted unless a waiting ticket or the undoing of a spill asks for it when the eviction is sent.
@@ -13,7 +13,7 @@ I8  no grant for a model before a report newer than the last eviction or load sh
 I9  a victim gets no grant until it is gone or the swap is given up.
 I10 a ticket that left delays nobody (but for the 5 s of a drain's afterlife).
 
-Holds, linger, modes, classes and pins join them with the features. ``HYPOTHESIS_PROFILE=deep`` takes minutes.
+Holds, modes and pins join them with the features. ``HYPOTHESIS_PROFILE=deep`` takes minutes.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from ollama_swap_proxy.core import events
+from ollama_swap_proxy.core.classes import TicketClass
 from ollama_swap_proxy.core.events import LoadFailure
 from ollama_swap_proxy.core.tickets import Variant
-from tests.properties.adversary import Adversary, Loaded
+from tests.properties.adversary import CLASSES, Adversary, Loaded
 
 _PROFILES = {
     "fast": settings(max_examples=150, stateful_step_count=60, derandomize=True),
@@ -76,10 +77,22 @@ class AnythingMayHappen(RuleBasedStateMachine):
         recipe=st.sampled_from([True, True, True, True, False]),
         briefly=st.sampled_from([False, False, False, True]),
         aged_s=st.sampled_from([0.0, 0.0, 1.0, 100.0]),
+        client=st.sampled_from(["x", "x", "y"]),
+        klass=st.sampled_from([CLASSES[1], CLASSES[1], *CLASSES]),
     )
-    def arrive(self, keys: list[str], options: str, *, recipe: bool, briefly: bool, aged_s: float) -> None:
+    def arrive(
+        self,
+        keys: list[str],
+        options: str,
+        *,
+        recipe: bool,
+        briefly: bool,
+        aged_s: float,
+        client: str,
+        klass: TicketClass,
+    ) -> None:
         for key in keys:
-            self.world.arrive(key, options, recipe=recipe, briefly=briefly, aged_s=aged_s)
+            self.world.arrive(key, options, recipe=recipe, briefly=briefly, aged_s=aged_s, client=client, klass=klass)
 
     @precondition(lambda self: self.world.waiting)
     @rule(pick=PICK, all_of_them=st.booleans())

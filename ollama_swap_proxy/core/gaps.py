@@ -12,7 +12,11 @@ from typing import Final
 from ollama_swap_proxy.core.tickets import Variant
 
 NEWCOMER_LINGER_S: Final = 1.0
-"""So soon a client is thought to be back that has not come back twice yet (but within one swap)."""
+"""So soon a client is thought to be back that has not come back twice yet, or within `NEWCOMER_SHARE` of a swap."""
+
+NEWCOMER_SHARE: Final = 0.25
+"""No more than this part of the swap that it may save is spent on a client of which nothing is known: a burst of clients
+that ask once would pay it at every turn."""
 
 GAPS_KEPT: Final = 8
 """So many recent gaps of a client count: it may have another rhythm tomorrow."""
@@ -106,19 +110,20 @@ class Gaps:
     def _returns(self, variant: Variant, within_s: float, since: float) -> list[tuple[float, float]]:
         """Return moments after ``since`` by which a client may be back, each with the chance that it then is not.
 
-        A client that never came back yet is as likely to as others of this variant were: so a stream of clients that
-        ask once is soon no longer waited for.
+        A client that never came back yet is as likely to as others were, to whatever model: so clients that ask once
+        are soon no longer waited for.
         """
         habits = self._habits.get(variant, {}).values()
-        came_back = sum(1 for habit in habits if habit.back_in_s)
-        never_did = sum(1 for habit in habits if not habit.back_in_s and habit.ended_at is not None)
+        everybody = [habit for of_variant in self._habits.values() for habit in of_variant.values()]
+        came_back = sum(1 for habit in everybody if habit.back_in_s)
+        never_did = sum(1 for habit in everybody if not habit.back_in_s and habit.ended_at is not None)
         returns = []
         for habit in habits:
             if habit.ended_at is None:
                 continue  # it waits or is served: it need not come back
             away_s = since - habit.ended_at
             left_s = [back_s - away_s for back_s in habit.back_in_s if back_s > away_s]
-            newcomer_s = min(NEWCOMER_LINGER_S, within_s)
+            newcomer_s = min(NEWCOMER_LINGER_S, NEWCOMER_SHARE * within_s)
             if len(habit.back_in_s) <= 1 and newcomer_s > away_s:
                 left_s.append(newcomer_s - away_s)
             # Beside the gaps: one part for not coming back; of a client that is here for the first time, half a part.

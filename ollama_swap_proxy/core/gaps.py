@@ -15,8 +15,8 @@ NEWCOMER_LINGER_S: Final = 1.0
 """So soon a client is thought to be back that has not come back twice yet, or within `NEWCOMER_SHARE` of a swap."""
 
 NEWCOMER_SHARE: Final = 0.25
-"""No more than this part of the swap that it may save is spent on a client of which nothing is known: a burst of clients
-that ask once would pay it at every turn."""
+"""No more than this part of the swap that it may save is spent on a client of which nothing is known: a burst of
+clients that ask once would pay it at every turn."""
 
 GAPS_KEPT: Final = 8
 """So many recent gaps of a client count: it may have another rhythm tomorrow."""

@@ -88,10 +88,15 @@ class Line:
                 del self._lanes[ticket.variant]
         return ticket
 
-    def awaits(self, variant: Variant, klass: TicketClass | None = None) -> bool:
-        """Say whether anybody waits for this variant (in this class)."""
-        lanes = self._lanes.get(variant)
-        return lanes is not None and (klass is None or klass.name in lanes)
+    def awaits(self, variant: Variant) -> bool:
+        """Say whether anybody waits for this variant."""
+        return variant in self._lanes
+
+    def goes_behind(self, ticket: Ticket) -> bool:
+        """Say whether a ticket would stand behind others of its variant and class."""
+        lanes = self._lanes.get(ticket.variant)
+        lane = None if lanes is None else lanes.get(ticket.klass.name)
+        return lane is not None and _age(next(reversed(lane.tickets.values()))) < _age(ticket)
 
     def variants(self) -> list[Variant]:
         """Return the variants that somebody waits for, in order of their arrival."""

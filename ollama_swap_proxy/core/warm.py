@@ -24,7 +24,7 @@ def took(state: State, event: events.Event, now: float) -> bool:
 def _took_arrival(state: State, ticket: Ticket, now: float) -> bool:
     if intake.returns(state, ticket):
         return False  # with the place that it had
-    if state.line.awaits(ticket.variant, ticket.klass):
+    if state.line.goes_behind(ticket):
         intake.arrived(state, ticket, now)  # behind others: which model is next, and until when, does not change
         return True
     if len(state.line) or not _serves(state, ticket.variant, now) or ticket.id in state.leases:

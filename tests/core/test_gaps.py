@@ -69,9 +69,9 @@ def test_until_a_client_has_come_back_twice_it_is_waited_for_one_second(day: Day
     assert day.linger_s() == NEWCOMER_LINGER_S
 
 
-def test_a_newcomer_is_waited_for_no_longer_than_a_swap(day: Day) -> None:
+def test_a_newcomer_is_waited_for_no_longer_than_a_quarter_of_a_swap(day: Day) -> None:
     day.asks("new")
-    assert day.linger_s(swap_cost_s=0.5) == 0.5
+    assert day.linger_s(swap_cost_s=2.0) == 0.5
 
 
 def test_a_model_that_nobody_used_does_not_linger(day: Day) -> None:
@@ -88,7 +88,7 @@ def test_clients_that_ask_once_are_soon_not_waited_for(day: Day) -> None:
     lingers = []
     for number in range(20):
         day.asks(f"once-{number}")
-        lingers.append(day.linger_s(swap_cost_s=3.0))
+        lingers.append(day.linger_s(swap_cost_s=4.0))
         day.now += 60.0
     assert lingers[0] == NEWCOMER_LINGER_S
     assert not any(lingers[10:])
@@ -109,7 +109,15 @@ def test_a_newcomer_among_clients_most_of_whom_came_back_is_waited_for(day: Day)
             day.loops(f"agent-{number}-{agent}", [0.2])
         day.now += 60.0
     day.asks("new")
-    assert day.linger_s(swap_cost_s=3.0) == NEWCOMER_LINGER_S
+    assert day.linger_s(swap_cost_s=4.0) == NEWCOMER_LINGER_S
+
+
+def test_that_clients_asked_other_models_only_once_counts_too(day: Day) -> None:
+    for number in range(20):
+        day.asks(f"once-{number}", B)
+        day.now += 60.0
+    day.asks("new")
+    assert day.linger_s(A, swap_cost_s=4.0) == 0
 
 
 def test_a_client_that_is_overdue_counts_as_one_that_does_not_come_back(day: Day) -> None:

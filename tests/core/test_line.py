@@ -78,9 +78,10 @@ def test_who_leaves_costs_its_client_no_turn() -> None:
 def test_classes_wait_apart() -> None:
     line = _line(_ticket(1, A, klass=BATCH), _ticket(2, A), _ticket(3, A, klass=BATCH))
     assert [ticket.id for ticket in line.oldest_by_class(A)] == [1, 2]
-    assert line.awaits(A, BATCH)
+    assert line.goes_behind(_ticket(4, A, klass=BATCH))
+    assert not line.goes_behind(_ticket(4, A, klass=BATCH, at=2.0))
     line.remove(2)
-    assert not line.awaits(A, NORMAL)
+    assert not line.goes_behind(_ticket(4, A))
     assert [ticket.id for ticket in line.waiting_for(A)] == [1, 3]
 
 

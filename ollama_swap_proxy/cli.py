@@ -7,7 +7,6 @@ itself; what a command needs is imported when it runs, so that ``check`` and ``-
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -17,6 +16,7 @@ import click
 
 from ollama_swap_proxy import __version__, config
 from ollama_swap_proxy.config import ConfigError, Loaded, Settings
+from ollama_swap_proxy.settings import toml
 
 BAD_SETTINGS = 2
 
@@ -72,10 +72,8 @@ def run(listen: str | None, upstream: str | None, admin: str | None, path: Path 
 def check(listen: str | None, upstream: str | None, admin: str | None, path: Path | None) -> None:
     """Check the settings, and print each with where it came from (the output is valid TOML)."""
     loaded = _load(path, listen=listen, upstream=upstream, admin=admin)
-    lines = {key: f"{key} = {_as_toml(getattr(loaded.settings, key))}" for key in loaded.origins}
-    width = max(map(len, lines.values()))
-    for key, line in lines.items():
-        click.echo(f"{line:<{width}}  # {loaded.origins[key]}")
+    for line in toml.lines(loaded.settings, loaded.origins):
+        click.echo(line)
 
 
 @main.command()
@@ -130,11 +128,3 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-def _as_toml(value: object) -> str:
-    if isinstance(value, tuple):
-        return json.dumps(list(value), ensure_ascii=False)
-    if isinstance(value, int | float):
-        return f"{value:g}" if isinstance(value, float) else str(int(value))
-    return json.dumps(str(value), ensure_ascii=False)

@@ -33,7 +33,7 @@ def test_check_prints_every_setting_as_toml_with_where_it_came_from(tmp_path: Pa
     printed = tomllib.loads(result.stdout)
     assert printed.keys() == Settings.model_fields.keys()
     assert (printed["listen"], printed["parallel"], printed["allowed_hosts"]) == ("127.0.0.1:9", 2, ["gpu.example"])
-    origins = {line.split()[0]: line.partition("  # ")[2] for line in result.stdout.splitlines()}
+    origins = {line.split()[0]: line.partition("  # ")[2] for line in result.stdout.partition("\n\n")[0].splitlines()}
     assert origins["listen"] == "command line"
     assert origins["parallel"] == "environment OLLAMA_SWAP_PROXY_PARALLEL"
     assert origins["allowed_hosts"] == f"file {path}"
@@ -46,6 +46,18 @@ def test_what_check_prints_can_be_used_as_the_file(tmp_path: Path) -> None:
     result = _invoke("check", "--config", str(path))
     assert result.exit_code == 0, result.output
     assert tomllib.loads(result.stdout)["upstream"] == "http://10.0.0.5:11434"
+
+
+def test_check_prints_tables_and_tells_what_is_wrong_in_them(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('[classes.vip]\nrank = 30\n[[rules]]\nclass = "vip"\nmodel = "qwen3"\n', encoding="utf-8")
+    result = _invoke("check", "--config", str(path))
+    assert f"[classes.vip]  # file {path}\nrank = 30\n" in result.stdout
+    assert tomllib.loads(result.stdout)["rules"] == [{"class": "vip", "model": ["qwen3:latest"]}]
+    path.write_text('[[rules]]\nclass = "vip"\nmodel = "qwen3"\n', encoding="utf-8")
+    result = _invoke("check", "--config", str(path))
+    assert result.exit_code == 2
+    assert f"[[rules]] no. 1 class (file {path}): there is no class 'vip'; nearest valid name: " in result.stderr
 
 
 @pytest.mark.parametrize("command", ["check", "serve", "run"])

@@ -268,11 +268,3 @@ def test_addresses_know_loopback_and_print_as_they_are_read() -> None:
     assert settings.listen.is_loopback
     assert settings.admin.is_loopback
     assert not Address("0.0.0.0", 1).is_loopback
-
-
-def test_a_table_in_the_file_is_told_as_one(tmp_path: Path) -> None:
-    file = tmp_path / "config.toml"
-    file.write_text('[proxy]\nlisten = "127.0.0.1:1234"\n', encoding="utf-8")
-    with pytest.raises(ConfigError) as caught:
-        load_settings({}, {}, file)
-    assert caught.value.messages == [f"[proxy] (file {file}): there are no tables; write the settings without one"]

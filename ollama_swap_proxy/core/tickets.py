@@ -54,6 +54,8 @@ class Ticket(NamedTuple):
     client: str = ""
     stays_briefly: bool = False
     klass: TicketClass = NORMAL
+    patience_s: float | None = None
+    """How long it would wait, where the client said so: less than ``give_up_after_s``. 0: not at all."""
 
 
 @dataclass(slots=True)

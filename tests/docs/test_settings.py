@@ -8,47 +8,98 @@ from pathlib import Path
 
 import pytest
 
-from ollama_swap_proxy.cli import _as_toml
 from ollama_swap_proxy.config import ENV_PREFIX, Settings, env_name, load, load_settings
+from ollama_swap_proxy.settings import toml
+from ollama_swap_proxy.settings.tables import TABLES
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "config.example.toml"
 PAGE = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
 KEYS = list(Settings.model_fields)
+PLAIN = [key for key in KEYS if key not in TABLES]
+IN_TABLES = [
+    (table, field.alias or name, field.description)
+    for table, model in TABLES.items()
+    for name, field in model.model_fields.items()
+]
 
 
 def _words(text: str | None) -> str:
     return " ".join((text or "").split())
 
 
+def _section(key: str) -> str:
+    section = re.search(rf"^### {key}$(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL)
+    assert section, f"docs/config.md has no section {key}"
+    return section[1]
+
+
 def test_the_example_has_every_key_with_its_true_default() -> None:
-    assert set(tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))) == set(KEYS)
+    assert set(tomllib.loads(EXAMPLE.read_text(encoding="utf-8"))) == {*PLAIN, "classes"}
     loaded = load({}, {}, EXAMPLE)
     assert loaded.settings == load_settings({}, {})
-    assert set(loaded.origins.values()) == {f"file {EXAMPLE}"}
+    assert {key for key, origin in loaded.origins.items() if origin != f"file {EXAMPLE}"} == {"rules", "models"}
 
 
-@pytest.mark.parametrize("key", KEYS)
+def test_what_the_example_has_commented_out_is_valid_too(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(
+        re.sub(r"^#(?=[\w\[])", "", EXAMPLE.read_text(encoding="utf-8"), flags=re.MULTILINE), encoding="utf-8"
+    )
+    settings = load_settings({}, {}, path)
+    assert len(settings.rules) > 2
+    assert settings.models
+
+
+def test_the_tables_on_the_page_are_valid(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    found = re.findall(r"^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    path.write_text("\n".join(found), encoding="utf-8")
+    settings = load_settings({}, {}, path)
+    assert len(settings.rules) > 2
+    assert len(settings.classes) > 3
+
+
+@pytest.mark.parametrize(("table", "key", "description"), IN_TABLES)
+def test_each_key_of_a_table_is_explained_in_the_words_of_the_code(table: str, key: str, description: str) -> None:
+    assert f"- `{key}`: {_words(description)}\n" in _section(table)
+    example = EXAMPLE.read_text(encoding="utf-8").partition("# --- Tables ---")[2]
+    assert f" {key}: {_words(description)}" in _words(example.replace("\n# ", " ").replace("\n#", " "))
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_each_table_is_explained_in_the_words_of_the_code(table: str) -> None:
+    description = _words(Settings.model_fields[table].description)
+    assert description in _words(_section(table))
+    assert description in _words(EXAMPLE.read_text(encoding="utf-8").replace("\n# ", " "))
+
+
+@pytest.mark.parametrize(("table", "key", "description"), IN_TABLES)
+def test_each_number_of_a_table_says_what_0_means(table: str, key: str, description: str) -> None:
+    field = TABLES[table].model_fields.get(key)
+    if field is not None and any(getattr(rule, "ge", None) == 0 for rule in field.metadata):
+        assert re.search(r"\b0(: | to )", _words(description))
+
+
+@pytest.mark.parametrize("key", PLAIN)
 def test_the_example_explains_each_key_in_the_words_of_the_code(key: str) -> None:
     text = EXAMPLE.read_text(encoding="utf-8")
     comment = text.partition(f"\n{key} = ")[0].rpartition("\n\n")[2]
     assert _words(comment.replace("# ", " ")) == _words(Settings.model_fields[key].description)
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", PLAIN)
 def test_the_page_describes_each_setting_in_the_words_of_the_code(key: str) -> None:
     field = Settings.model_fields[key]
-    section = re.search(rf"^### {key}$(.*?)(?=^##|\Z)", PAGE, re.MULTILINE | re.DOTALL)
-    assert section, f"docs/config.md has no section {key}"
-    expected = f"Default `{_as_toml(field.default)}` · environment `{env_name(key)}` {field.description}"
-    assert _words(section[1]) == _words(expected)
+    expected = f"Default `{toml.value_text(field.default)}` · environment `{env_name(key)}` {field.description}"
+    assert _words(_section(key)) == _words(expected)
 
 
 def test_the_page_describes_nothing_that_does_not_exist() -> None:
     assert set(re.findall(r"^### (\w+)$", PAGE, re.MULTILINE)) == set(KEYS)
 
 
-@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("key", PLAIN)
 def test_each_setting_says_its_unit_and_what_0_means(key: str) -> None:
     field = Settings.model_fields[key]
     assert field.description

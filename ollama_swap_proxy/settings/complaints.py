@@ -1,0 +1,121 @@
+"""What is said of a setting that is no good: where it stands, why, and what was probably meant.
+
+Owns the words, and the checks of one setting against another. Must not read settings from anywhere. One line for each
+thing that is wrong; a value that may be a secret is not repeated.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+
+from pydantic_core import ErrorDetails
+
+from ollama_swap_proxy.addresses import is_own_listener, overlap
+from ollama_swap_proxy.settings.options import Settings, env_name
+from ollama_swap_proxy.settings.tables import TABLES
+from ollama_swap_proxy.settings.toml import key_text
+
+_Place = tuple[int | str, ...]
+
+
+def nearest(key: str, *more: str) -> str:
+    """Return the option whose name is most like ``key``; ``more`` names count too."""
+    return _nearest(key, [*Settings.model_fields, *more])
+
+
+def unknown_key(key: str, value: object, origin: str) -> str:
+    """Say that there is no such option in the file."""
+    if isinstance(value, dict | list) and key not in Settings.model_fields and _is_table(value):
+        tables = "[classes.NAME], [[rules]] and [models.NAME]"
+        return f"[{key_text(key)}] ({origin}): there is no such table, only {tables}; write other settings without one"
+    return f"{key} ({origin}): there is no such setting; nearest valid name: {nearest(key)}"
+
+
+def describe(detail: ErrorDetails, origins: Mapping[str, str]) -> str:
+    """Say where a value stands that could not be read, and why."""
+    place = detail["loc"]
+    if detail["type"] == "extra_forbidden":
+        return f"{_label(place, origins)}: {_unknown(place)}"
+    error = detail.get("ctx", {}).get("error")
+    if error:
+        return f"{_label(place, origins)}: {error}"
+    if detail["type"] == "missing":
+        reason = "must be given"
+    elif detail["type"] in {"model_type", "dict_type", "tuple_type"}:
+        reason = f"must be {_shape(place)}"
+    else:
+        reason = f"{detail['msg']}; got {detail['input']!r}"
+    return f"{_label(place, origins)}: {reason[:1].lower()}{reason[1:]}"
+
+
+def conflicts(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:
+    """Yield what is wrong between settings that are each fine."""
+    for key, listener in (("listen", settings.listen), ("admin", settings.admin)):
+        if is_own_listener(settings.upstream, listener):
+            yield f"{_label(('upstream',), origins)}: {settings.upstream} is our own listener ({key} = {listener})"
+    if overlap(settings.listen, settings.admin):
+        yield f"{_label(('admin',), origins)}: {settings.admin} is taken by listen = {settings.listen}"
+    for place, name in _classes_named(settings):
+        if name not in settings.classes:
+            near = _nearest(name, settings.classes)
+            yield f"{_label(place, origins)}: there is no class {name!r}; nearest valid name: {near}"
+    for name, table in settings.classes.items():
+        if f"classes.{name}" in origins and table.max_wait_s >= settings.give_up_after_s:
+            place = ("classes", name, "max_wait_s")
+            reason = f"{table.max_wait_s:g} must be below give_up_after_s ({settings.give_up_after_s:g})"
+            yield f"{_label(place, origins)}: {reason}, where requests are turned away"
+
+
+def _classes_named(settings: Settings) -> Iterator[tuple[_Place, str]]:
+    yield ("default_class",), settings.default_class
+    for number, rule in enumerate(settings.rules):
+        yield ("rules", number, "class"), rule.klass
+    for model, table in settings.models.items():
+        if table.klass is not None:
+            yield ("models", model, "class"), table.klass
+
+
+def _unknown(place: _Place) -> str:
+    key = str(place[-1])
+    if len(place) == 1:
+        return f"there is no such setting; nearest valid name: {nearest(key)}"
+    if key in Settings.model_fields and key not in TABLES:
+        return "is no setting of this table; write it above the first [table] of the file"
+    table = TABLES[str(place[0])]
+    known = [field.alias or name for name, field in table.model_fields.items()]
+    return f"there is no such setting; nearest valid name: {_nearest(key, known)}"
+
+
+def _shape(place: _Place) -> str:
+    if place[0] == "rules" and len(place) <= 2:
+        return "tables, each under its own [[rules]]"
+    if len(place) == 3:
+        return 'a table, as in header = {X-Job = "*"}'
+    if len(place) == 1:
+        return f"tables, as in [{place[0]}.NAME]"
+    return "a table"
+
+
+def _label(place: _Place, origins: Mapping[str, str]) -> str:
+    """Name a place as it is written in the file, with where its value came from.
+
+    ``place`` is pydantic's: option, then for tables the name or number of the table, the key, what lies in it.
+    """
+    key = str(place[0])
+    origin = origins.get(f"{key}.{place[1]}" if len(place) > 1 else key, origins[key])
+    inner = [str(part) for part in place[2:] if part != "[key]" and not isinstance(part, int)]
+    if len(place) > 1:
+        table = f"[[rules]] no. {int(place[1]) + 1}" if key == "rules" else f"[{key}.{key_text(str(place[1]))}]"
+        return f"{' '.join([table, '.'.join(inner)]).rstrip()} ({origin})"
+    if key in TABLES or env_name(key) in origin:
+        return f"{key} ({origin})"
+    return f"{key} ({origin}; in the environment {env_name(key)})"
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, dict) or (isinstance(value, list) and bool(value) and isinstance(value[0], dict))
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    return difflib.get_close_matches(key.lower(), list(known), n=1, cutoff=0.0)[0]

@@ -1,0 +1,193 @@
+"""Every option: what it does, its unit, its default, the meaning of 0 and why.
+
+Owns the options. Must not read them from anywhere (`config` does) nor act on one. docs/config.md and
+config.example.toml repeat what stands here, and tests compare them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Literal
+
+from pydantic import BaseModel, ByteSize, ConfigDict
+from yarl import URL
+
+from ollama_swap_proxy.addresses import Address
+from ollama_swap_proxy.core.classes import TicketClass
+from ollama_swap_proxy.core.policy import Policy
+from ollama_swap_proxy.settings.tables import Classes, Models, Rules
+from ollama_swap_proxy.settings.values import (
+    Bytes,
+    ClassName,
+    Count,
+    HeaderName,
+    Hosts,
+    Interval,
+    Listen,
+    Networks,
+    Seconds,
+    SecondsOrZero,
+    Upstream,
+)
+
+ENV_PREFIX = "OLLAMA_SWAP_PROXY_"
+
+
+def env_name(key: str) -> str:
+    """Return the environment variable of an option."""
+    return ENV_PREFIX + key.upper()
+
+
+class Settings(BaseModel):
+    """All settings. Times are in seconds (``_s``), sizes in bytes (``_bytes``; ``"8 MiB"`` is read too)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True, use_attribute_docstrings=True)
+
+    listen: Listen = Address("127.0.0.1", 11435)
+    """HOST:PORT that clients talk to; port 0 lets the system choose. Beside Ollama's own port, so that it can be
+    tried without moving Ollama."""
+
+    upstream: Upstream = URL("http://127.0.0.1:11434")
+    """Your Ollama: http://HOST:PORT, https://HOST:PORT, HOST:PORT or HOST (then port 11434; with http:// and no port
+    80, with https:// 443, as Ollama's own clients read it). No path. Must not be one of our own listeners."""
+
+    admin: Listen = Address("127.0.0.1", 11445)
+    """HOST:PORT of the operator's listener (/healthz, /readyz, /v1/snapshot). Keep it on loopback: it asks for no
+    password."""
+
+    allowed_hosts: Hosts = ()
+    """Further Host names accepted while we listen on loopback (in the environment: separated by commas). Loopback
+    names, .local, .internal and the like are accepted anyway, as Ollama does; the check keeps web pages from
+    reaching you by DNS rebinding. Empty: none."""
+
+    parallel: Count = 4
+    """How many requests for one model run side by side; further ones wait. At least OLLAMA_NUM_PARALLEL, and a
+    little more keeps Ollama busy."""
+
+    line_limit: Count = 512
+    """How many requests may wait in all; one more is answered 503 line_full. The same as Ollama's own
+    OLLAMA_MAX_QUEUE."""
+
+    turn_limit_s: SecondsOrZero = 0
+    """How long one model is served while others wait. 0: the larger of 10 s and twice what the swap costs, so that
+    swapping takes at most a third of a saturated card."""
+
+    max_wait_s: Seconds = 120
+    """What a wait for a model should not exceed, for classes without a maximum of their own. A request that is about
+    to have waited so long, allowing for the swap that it needs, goes before all that are less late, and ends a turn
+    that lasts longer; but not before that has lasted the larger of 10 s and twice that swap. Refuses nobody."""
+
+    give_up_after_s: Seconds = 3600
+    """A request that waited so long is answered 503 waited_too_long, even though things move. Longer than any
+    client's own patience."""
+
+    stuck_after_s: Seconds = 600
+    """Waiting requests are answered 503 when nothing at all moved for so long: no grant, no streamed byte, no step
+    of a swap; a drain without a byte for so long is given up. Long, because a slow answer that is not streamed moves
+    nothing until its end."""
+
+    default_class: ClassName = "normal"
+    """The class of a request that no rule and no [models] table gives one. One of interactive, normal, batch, or of
+    the [classes] in the file."""
+
+    trusted_proxies: Networks = ()
+    """Addresses and networks of proxies and applications that may say whom a request comes from: by forwarded_header,
+    user_header and class_header (in the environment: separated by commas). Each must overwrite or drop what its own
+    clients send there, or append to forwarded_header. Empty: nobody, a client is who connects."""
+
+    forwarded_header: HeaderName = "X-Forwarded-For"
+    """Where trusted proxies name the client's address. The rightmost one that is not trusted itself counts. Only this
+    one header, since a proxy passes others on as its clients sent them; Forwarded is read as RFC 7239 has it. Empty
+    (in the file only): none."""
+
+    user_header: HeaderName = ""
+    """Where trusted proxies name the user, who then is the client. For Open WebUI, which must run with
+    ENABLE_FORWARD_USER_INFO_HEADERS=true, X-OpenWebUI-User-Id. Empty: none, because a proxy trusted for addresses may
+    let its clients write here what they like."""
+
+    class_header: HeaderName = ""
+    """A header by which a request names its class, as X-Ollama-Swap-Proxy-Class. From a trusted proxy it goes before
+    all rules; others may only step back by it, to a rank no higher and a maximum wait no shorter than they have anyway.
+    Empty: none."""
+
+    patience_header: HeaderName = "X-Ollama-Swap-Proxy-Patience"
+    """A header by which a request says how many seconds it would wait, fractions allowed, where that is less than
+    give_up_after_s. 0 in it: not at all. What is no such number counts as not sent. Empty (in the file only): none."""
+
+    load_timeout_s: Seconds = 600
+    """How long a model may take to load before those who wait for it are answered 504. Twice Ollama's own
+    OLLAMA_LOAD_TIMEOUT (5 min)."""
+
+    unload_timeout_s: Seconds = 60
+    """How long a model may take to be gone after we asked Ollama to unload it; then the waiting requests are
+    answered 504. Real unloads take 1 to 6 s. A model that others loaded may be busy with requests that we cannot
+    see: it gets stuck_after_s where that is longer."""
+
+    cool_down_s: SecondsOrZero = 10
+    """After a failed swap the same one is not tried for so long, doubling with each failure. 0: tried again at once."""
+
+    cool_down_max_s: SecondsOrZero = 600
+    """Where that doubling ends. 0: never longer than cool_down_s."""
+
+    settle_max_s: SecondsOrZero = 6
+    """The longest learned wait between an unload and the next load, for memory that comes back late. 0: never wait.
+    Drivers need up to about 5 s; the wait itself is learned and starts at 0."""
+
+    ps_max_age_s: SecondsOrZero = 1
+    """How old our last look at /api/ps may be for a request to go straight through. 0: every request asks anew."""
+
+    ps_interval_s: Interval = 5
+    """How often /api/ps is read when nobody asks, so that models loaded behind our back are noticed. At least 0.1."""
+
+    report_timeout_s: Seconds = 2
+    """How long /api/ps may take before what is resident counts as unknown. Ollama answers in 1 ms, but blocks for
+    seconds while it ends a runner."""
+
+    connect_timeout_s: Seconds = 5
+    """How long connecting to Ollama may take; then the request is answered 502. Once it is sent, nothing of ours
+    limits its time; while it waits for its model, give_up_after_s, stuck_after_s, load_timeout_s and
+    unload_timeout_s do."""
+
+    body_limit_bytes: Bytes = ByteSize(1024**3)
+    """The largest body of a request on a gated route; a larger one is answered 413. 0: no limit. Uploads
+    (/api/blobs) have no limit either way. 1 GiB is twenty times the largest image request we heard of."""
+
+    body_memory_bytes: Bytes = ByteSize(8 * 1024**2)
+    """How much of such a body is kept in memory while its request waits; the rest goes to a temporary file. 0: all
+    of it does, but for bodies of up to 16 KiB that come at once. 8 MiB holds any text."""
+
+    shutdown_grace_s: SecondsOrZero = 30
+    """How long running answers may go on after SIGTERM. 0: they are cut at once. A second signal ends at once
+    anyway."""
+
+    log_format: Literal["auto", "pretty", "json"] = "auto"
+    """pretty: for eyes; json: one object a line; auto: pretty on a terminal, else json. Logs go to stderr."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe kind of line that is written. info has one line for each gated
+    request, each error of ours and each step of a swap, debug one for every request."""
+
+    classes: Classes = {}  # pydantic copies it, and lays it over the built-in ones
+    """Named priorities, each with its maximum wait. interactive, normal and batch are there without being written;
+    a table changes one of them or adds another. interactive has 60 s because a person waits before a screen; batch has
+    1800 s because nobody does, and that leaves it half of give_up_after_s."""
+
+    rules: Rules = ()
+    """Which requests are of which class. The first rule whose conditions all hold decides; then the model's table, then
+    default_class."""
+
+    models: Models = {}  # pydantic copies it
+    """Settings of single models, each under its name; "qwen3" means "qwen3:latest", as in Ollama."""
+
+    def policy(self) -> Policy:
+        """Return the numbers that the scheduler decides by."""
+        values = {field.name: getattr(self, field.name) for field in fields(Policy)}
+        values["cool_down_max_s"] = max(self.cool_down_s, self.cool_down_max_s)
+        return Policy(**values)
+
+    def ticket_classes(self) -> dict[str, TicketClass]:
+        """Return every class by its name, the maximum wait of each filled in."""
+        return {
+            name: TicketClass(name, table.rank, table.max_wait_s or self.max_wait_s)
+            for name, table in self.classes.items()
+        }

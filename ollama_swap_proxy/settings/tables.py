@@ -1,0 +1,129 @@
+"""What stands in the tables of the TOML file: classes, the rules that choose among them, and single models.
+
+Owns their keys, and the classes that there are without any setting. Must not apply a rule (`callers` does). Tables have
+no variables in the environment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from ollama_swap_proxy.settings.values import (
+    ClassName,
+    ClientNetworks,
+    ConditionName,
+    Globs,
+    KeyHashes,
+    ModelGlobs,
+    PathGlobs,
+    Rank,
+    SecondsOrZero,
+    model_name,
+)
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        arbitrary_types_allowed=True,
+        use_attribute_docstrings=True,
+        validate_by_name=True,
+        validate_by_alias=True,
+    )
+
+
+class ClassTable(_Table):
+    """``[classes.NAME]``."""
+
+    rank: Rank
+    """0 to 1000; the higher goes first. Classes of one rank are served in order of arrival."""
+
+    max_wait_s: SecondsOrZero = 0
+    """What a wait of this class should not exceed: from there on a request goes before all that are less late, whatever
+    their rank, and long turns of others end early for it. 0: as max_wait_s above. Below give_up_after_s."""
+
+
+class RuleTable(_Table):
+    """``[[rules]]``: a class, and the conditions that must all hold. Of a condition's values any will do."""
+
+    klass: Annotated[ClassName, Field(alias="class")]
+    """The class of the requests for which every condition below holds. At least one condition must be given; a list
+    of values holds when one of them does. In globs * stands for any characters, ? for one, [ab] for one of these; case
+    does not matter."""
+
+    model: ModelGlobs | None = None
+    """Glob on the model's name as Ollama lists it, with its tag: "qwen3" means "qwen3:latest", "qwen3:*" all sizes."""
+
+    path: PathGlobs | None = None
+    """Glob on the gated route, as in "/v1/embeddings" or "/api/embed*"."""
+
+    key_sha256: KeyHashes | None = None
+    """The SHA-256 of the API key, in hex digits (printf %s KEY | sha256sum): of the bearer token in Authorization, else
+    of all of Authorization, else of X-Api-Key."""
+
+    header: dict[ConditionName, Globs] | None = None
+    """Globs on headers, as in {X-Job = "*"}; all that are given must match. The header named by user_header counts only
+    when a trusted proxy sent it; any other can be sent by everybody."""
+
+    client: ClientNetworks | None = None
+    """The client's address, or a network, as in "192.168.1.0/24"."""
+
+    user_agent: Globs | None = None
+    """Glob on User-Agent, as in "ollama-python/*"."""
+
+    @model_validator(mode="after")
+    def _has_a_condition(self) -> RuleTable:
+        if all(getattr(self, name) is None for name in type(self).model_fields if name != "klass") or self.header == {}:
+            raise ValueError("has no condition; the class of all that no rule names is default_class")
+        return self
+
+
+class ModelTable(_Table):
+    """``[models."NAME"]``."""
+
+    klass: Annotated[ClassName | None, Field(alias="class")] = None
+    """The class of requests for this model for which no rule holds. Without it, default_class."""
+
+
+BUILT_IN_CLASSES: Mapping[str, Mapping[str, float]] = {
+    "interactive": {"rank": 20, "max_wait_s": 60},
+    "normal": {"rank": 10, "max_wait_s": 0},
+    "batch": {"rank": 0, "max_wait_s": 1800},
+}
+"""60 s: a person waits before a screen, and many clients give up then. 1800 s: nobody waits, but half of
+give_up_after_s is left for being served. Ranks in steps of ten leave room between them."""
+
+
+def _with_built_ins(value: object) -> object:
+    """Lay what is given over the built-in classes, key by key."""
+    if not isinstance(value, dict):
+        return value
+    given = {name: table.model_dump() if isinstance(table, ClassTable) else table for name, table in value.items()}
+    merged: dict[Any, Any] = {name: dict(keys) for name, keys in BUILT_IN_CLASSES.items()}
+    for name, table in given.items():
+        merged[name] = {**merged.get(name, {}), **table} if isinstance(table, dict) else table
+    return merged
+
+
+def _by_canonical_name(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    found: dict[str, object] = {}
+    for name, table in value.items():
+        canonical = model_name(name)
+        if canonical in found:
+            raise ValueError(f"{name!r} is a second spelling of {canonical!r}; write one table for both")
+        found[canonical] = table
+    return found
+
+
+Classes = Annotated[dict[ClassName, ClassTable], BeforeValidator(_with_built_ins), Field(validate_default=True)]
+Rules = tuple[RuleTable, ...]
+Models = Annotated[dict[str, ModelTable], BeforeValidator(_by_canonical_name)]
+
+TABLES: Mapping[str, type[BaseModel]] = {"classes": ClassTable, "rules": RuleTable, "models": ModelTable}
+"""The options that are tables, and what each table of them holds."""

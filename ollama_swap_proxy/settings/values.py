@@ -1,0 +1,188 @@
+"""The kinds of values that settings have, and how each is read from a text, a list or a number.
+
+Owns the reading of single values and what is said when one is bad. Must not know which settings there are. A secret is
+never repeated in what is said.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import ipaddress
+import re
+from collections.abc import Iterable
+from typing import Annotated
+
+from pydantic import BeforeValidator, ByteSize, Field
+from yarl import URL
+
+from ollama_swap_proxy.addresses import Address, parse_address, parse_upstream
+from ollama_swap_proxy.core import endpoints, names
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_WILD = re.compile(r"[*?\[]")
+"""What makes a text a glob that stands for more than itself."""
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+"""A token of RFC 9110."""
+
+_CLASS_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_CREDENTIALS = {"authorization", "x-api-key", "proxy-authorization", "cookie"}
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("must be a number, not true or false")  # noqa: TRY004  # pydantic reports ValueError only
+    return value
+
+
+def text(value: object) -> str:
+    """Return a text as it is.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    if not isinstance(value, str):
+        raise ValueError(f"must be a text; got {value!r}")  # noqa: TRY004  # pydantic reports ValueError only
+    return value
+
+
+def _read_address(value: object) -> Address:
+    return value if isinstance(value, Address) else parse_address(text(value))
+
+
+def _read_upstream(value: object) -> URL:
+    return value if isinstance(value, URL) else parse_upstream(text(value))
+
+
+def _read_hosts(value: object) -> tuple[str, ...]:
+    hosts = tuple(item.strip().lower().rstrip(".") for item in _items(value, "host names"))
+    for host in hosts:
+        if "/" in host or " " in host:
+            raise ValueError(f"must be host names without scheme, port or path; got {host!r}")
+    return tuple(host for host in hosts if host)
+
+
+def _read_networks(value: object) -> tuple[Network, ...]:
+    return tuple(_network(item.strip()) for item in _items(value, "addresses and networks") if item.strip())
+
+
+def _read_own_networks(value: object) -> tuple[Network, ...]:
+    return tuple(_network(item.strip()) for item in _some(value))
+
+
+def _network(item: str) -> Network:
+    try:
+        return ipaddress.ip_network(item)
+    except ValueError as error:
+        hint = ""
+        if "host bits" in str(error):
+            hint = f"; the network is {ipaddress.ip_network(item, strict=False)}"
+        raise ValueError(
+            f"must be addresses or networks, as in 192.168.1.7 or 10.0.0.0/8; got {item!r}{hint}"
+        ) from None
+
+
+def _read_globs(value: object) -> tuple[str, ...]:
+    globs = _some(value)
+    for glob in globs:
+        if "[" in re.sub(r"\[!?\]?[^\]]*\]", "", glob):
+            raise ValueError(f"has a [ without its ]; got {glob!r}")
+    return globs
+
+
+def _read_model_globs(value: object) -> tuple[str, ...]:
+    return tuple(glob.lower() if _WILD.search(glob) else model_name(glob) for glob in _read_globs(value))
+
+
+def _read_path_globs(value: object) -> tuple[str, ...]:
+    globs = _read_globs(value)
+    paths = [endpoint.path for endpoint in endpoints.GATED]
+    for glob in globs:
+        if not any(fnmatch.fnmatchcase(path, glob.lower()) for path in paths):
+            raise ValueError(f"only the gated routes wait, and {glob!r} is none of them; they are {', '.join(paths)}")
+    return globs
+
+
+def _read_key_hashes(value: object) -> tuple[str, ...]:
+    hashes = tuple(item.lower() for item in _some(value))
+    if not all(_SHA256.fullmatch(item) for item in hashes):
+        raise ValueError("must be the 64 hex digits of the key's SHA-256, not the key (printf %s KEY | sha256sum)")
+    return hashes
+
+
+def _read_header_name(value: object) -> str:
+    if value != "" and not _HEADER_NAME.fullmatch(text(value)):
+        raise ValueError(f"must be the name of a header; got {value!r}")
+    return str(value)
+
+
+def _read_condition_name(value: object) -> str:
+    name = _read_header_name(value)
+    if name.lower() in _CREDENTIALS:
+        raise ValueError(f"{name} carries secrets, which do not belong in a file: name a key by key_sha256")
+    if not name:
+        raise ValueError("a header's name must not be empty")
+    return name
+
+
+def _read_class_name(value: object) -> str:
+    if not _CLASS_NAME.fullmatch(text(value)):
+        raise ValueError(f"a class's name has up to 32 lower-case letters, digits, - and _, and no dot; got {value!r}")
+    return str(value)
+
+
+def model_name(value: object) -> str:
+    """Return the canonical spelling of a model that this server can have.
+
+    Raises:
+        ValueError: no such name is possible.
+    """
+    parsed = names.parse(text(value))
+    if isinstance(parsed, names.ModelName):
+        return parsed.canonical
+    reason = parsed.reason if isinstance(parsed, names.InvalidName) else "it runs at ollama.com and never waits"
+    raise ValueError(f"must be the name of a model; got {value!r}: {reason}")
+
+
+def _items(value: object, what: str) -> Iterable[str]:
+    items = value.split(",") if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        raise ValueError(f"must be a list of {what}")  # noqa: TRY004  # pydantic reports ValueError only
+    return [str(item) if isinstance(item, Network) else text(item) for item in items]
+
+
+def _some(value: object) -> tuple[str, ...]:
+    """Read one text or a list of them; nothing at all would be a condition that never holds."""
+    items = (value,) if isinstance(value, str) else value
+    if not isinstance(items, list | tuple):
+        raise ValueError(f"must be a text or a list of texts; got {value!r}")  # noqa: TRY004
+    found = tuple(str(item) if isinstance(item, Network) else text(item) for item in items)
+    if not found or not all(found):
+        raise ValueError("must not be empty")
+    return found
+
+
+_NoBool = BeforeValidator(_no_bool)
+Listen = Annotated[Address, BeforeValidator(_read_address)]
+Upstream = Annotated[URL, BeforeValidator(_read_upstream)]
+Hosts = Annotated[tuple[str, ...], BeforeValidator(_read_hosts)]
+Networks = Annotated[tuple[Network, ...], BeforeValidator(_read_networks)]
+Count = Annotated[int, _NoBool, Field(ge=1, le=1_000_000)]
+Rank = Annotated[int, _NoBool, Field(ge=0, le=1000)]
+Seconds = Annotated[float, _NoBool, Field(gt=0, allow_inf_nan=False)]
+SecondsOrZero = Annotated[float, _NoBool, Field(ge=0, allow_inf_nan=False)]
+Interval = Annotated[float, _NoBool, Field(ge=0.1, allow_inf_nan=False)]
+Bytes = Annotated[ByteSize, _NoBool, Field(ge=0)]
+HeaderName = Annotated[str, BeforeValidator(_read_header_name)]
+ClassName = Annotated[str, BeforeValidator(_read_class_name)]
+
+# Conditions of a rule: one value or several, of which any will do.
+Globs = Annotated[tuple[str, ...], BeforeValidator(_read_globs)]
+ModelGlobs = Annotated[tuple[str, ...], BeforeValidator(_read_model_globs)]
+PathGlobs = Annotated[tuple[str, ...], BeforeValidator(_read_path_globs)]
+KeyHashes = Annotated[tuple[str, ...], BeforeValidator(_read_key_hashes)]
+ClientNetworks = Annotated[tuple[Network, ...], BeforeValidator(_read_own_networks)]
+ConditionName = Annotated[str, BeforeValidator(_read_condition_name)]

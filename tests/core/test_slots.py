@@ -206,6 +206,14 @@ def test_a_long_stream_counts_while_it_runs() -> None:
     assert untold.numbers[19] == FIRST_MOST  # it might be an answer that is not streamed
 
 
+def test_prompts_that_take_as_long_as_answers_do_not_pass_for_waiting() -> None:
+    for seed in range(3):
+        ollama = Ollama(8)
+        ollama.serve(requests(seed, 400, (0.0, 10.0)))
+        late = ollama.numbers[100:]
+        assert sum(number >= 8 for number in late) > 0.9 * len(late)
+
+
 def test_long_prompts_that_others_overtake_do_not_pass_for_waiting() -> None:
     rng = random.Random(3)  # noqa: S311 - a simulation
     ollama = Ollama(8)

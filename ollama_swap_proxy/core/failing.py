@@ -94,31 +94,38 @@ def cooling(state: State, variant: Variant, now: float) -> commands.Rejection | 
 
 
 def expire_tickets(state: State, now: float) -> None:
-    """Reject the tickets that waited too long, or for too long saw nothing move at all.
+    """Reject the tickets that waited too long, by our patience or their own, or for too long saw nothing move at all.
 
     A load has its own bound, and so has a drain for those whom it is for (`drain_stuck`).
     """
     swap, policy = state.swap, state.policy
+    while (leaving := state.line.next_to_leave()) is not None:
+        leaves_at, ticket = leaving
+        if now < leaves_at:
+            state.wake(leaves_at)
+            break
+        text = f"{ticket.name} was waited for as long as the request asked to: {_what_for(state, ticket.variant, now)}"
+        state.reject(ticket, commands.Rejection("waited_too_long", 503, text, retry_after_s=30))
     for variant in state.line.variants():
-        ticket = state.line.oldest(variant)
+        oldest = state.line.oldest(variant)
         bounded = swap is not None and (
             swap.phase is Phase.LOADING or (swap.phase is Phase.DRAINING and swap.target == variant)
         )
-        while ticket is not None:
-            given_up_at = ticket.arrived_at + policy.give_up_after_s
-            stuck_at = max(ticket.arrived_at, state.moved_at) + policy.stuck_after_s
+        while oldest is not None:
+            given_up_at = oldest.arrived_at + policy.give_up_after_s
+            stuck_at = max(oldest.arrived_at, state.moved_at) + policy.stuck_after_s
             if now >= given_up_at:
-                what_for = _what_for(state, ticket.variant, now)
-                text = f"{ticket.name} was waited for {_seconds(policy.give_up_after_s)}: {what_for}"
-                state.reject(ticket, commands.Rejection("waited_too_long", 503, text, retry_after_s=30))
+                what_for = _what_for(state, oldest.variant, now)
+                text = f"{oldest.name} was waited for {_seconds(policy.give_up_after_s)}: {what_for}"
+                state.reject(oldest, commands.Rejection("waited_too_long", 503, text, retry_after_s=30))
             elif now >= stuck_at and not bounded:
-                what_for = _what_for(state, ticket.variant, now)
-                text = f"{ticket.name}: nothing moved for {_seconds(policy.stuck_after_s)}: {what_for}"
-                state.reject(ticket, commands.Rejection("nothing_moved", 503, text, retry_after_s=30))
+                what_for = _what_for(state, oldest.variant, now)
+                text = f"{oldest.name}: nothing moved for {_seconds(policy.stuck_after_s)}: {what_for}"
+                state.reject(oldest, commands.Rejection("nothing_moved", 503, text, retry_after_s=30))
             else:
                 state.wake(given_up_at if bounded else min(given_up_at, stuck_at))
                 break
-            ticket = state.line.oldest(variant)
+            oldest = state.line.oldest(variant)
 
 
 def upstream_down(state: State, reason: str, now: float) -> None:

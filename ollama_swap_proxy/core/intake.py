@@ -10,6 +10,7 @@ from ollama_swap_proxy.core import commands, events, evicting, failing, granting
 from ollama_swap_proxy.core.policy import (
     CAREFUL_POLL_S,
     LASTS_AFTER_S,
+    LEAST_PATIENCE_S,
     RETRY_AFTER_S,
     RETURN_WITHIN_S,
     UPSTREAM_GRACE_S,
@@ -77,9 +78,10 @@ def arrived(state: State, ticket: Ticket, now: float) -> None:
     if rejection is not None:
         state.out.append(commands.Reject(ticket.id, rejection))
         return
+    leaves_at = None if ticket.patience_s is None else ticket.arrived_at + max(ticket.patience_s, LEAST_PATIENCE_S)
     if returns(state, ticket):
         ticket = _with_its_place(state, ticket, now)
-    state.line.add(ticket)
+    state.line.add(ticket, leaves_at)
     state.gaps.came(ticket.client, ticket.variant, now)
     state.remember_recipe(ticket)
 

@@ -55,6 +55,7 @@ class Line:
     def __init__(self) -> None:
         self._lanes: dict[Variant, dict[str, _Lane]] = {}
         self._tickets: dict[int, Ticket] = {}
+        self._impatient: dict[int, float] = {}
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -65,8 +66,10 @@ class Line:
     def __iter__(self) -> Iterator[Ticket]:
         return iter(self._tickets.values())
 
-    def add(self, ticket: Ticket) -> None:
-        """Put a ticket in, behind those of its variant, class and client."""
+    def add(self, ticket: Ticket, leaves_at: float | None = None) -> None:
+        """Put a ticket in, behind those of its variant, class and client. ``leaves_at``: its own patience ends then."""
+        if leaves_at is not None:
+            self._impatient[ticket.id] = leaves_at
         lanes = self._lanes.setdefault(ticket.variant, {})
         lane = lanes.get(ticket.klass.name)
         if lane is None:
@@ -79,6 +82,7 @@ class Line:
         ticket = self._tickets.pop(ticket_id, None)
         if ticket is None:
             return None
+        self._impatient.pop(ticket_id, None)
         lanes = self._lanes[ticket.variant]
         lane = lanes[ticket.klass.name]
         lane.remove(ticket, granted=granted)
@@ -117,6 +121,13 @@ class Line:
     def fairest(self, variant: Variant, klass: TicketClass) -> Ticket:
         """Return the ticket of this class whose client's turn it is. Raises KeyError if none waits."""
         return self._lanes[variant][klass.name].fairest()
+
+    def next_to_leave(self) -> tuple[float, Ticket] | None:
+        """Return the ticket whose own patience ends first, and when; None if none has its own."""
+        if not self._impatient:
+            return None
+        ticket_id = min(self._impatient, key=self._impatient.__getitem__)
+        return self._impatient[ticket_id], self._tickets[ticket_id]
 
     def waiting_for(self, variant: Variant) -> list[Ticket]:
         """Return the tickets of one variant, oldest first."""

@@ -22,8 +22,8 @@ def took(state: State, event: events.Event, now: float) -> bool:
 
 
 def _took_arrival(state: State, ticket: Ticket, now: float) -> bool:
-    if intake.returns(state, ticket):
-        return False  # with the place that it had
+    if ticket.patience_s is not None or intake.returns(state, ticket):
+        return False  # it wants to be woken for its patience, or has kept its place
     if state.line.goes_behind(ticket):
         intake.arrived(state, ticket, now)  # behind others: which model is next, and until when, does not change
         return True

@@ -59,9 +59,10 @@ class Desk:
         briefly: bool = False,
         client: str = "c",
         klass: TicketClass = NORMAL,
+        patience_s: float | None = None,
     ) -> int:
         self._ids += 1
-        ticket = Ticket(self._ids, Variant(key, options), key, self.now, recipe, client, briefly, klass)
+        ticket = Ticket(self._ids, Variant(key, options), key, self.now, recipe, client, briefly, klass, patience_s)
         self.tell(events.Arrived(ticket))
         return ticket.id
 

@@ -176,3 +176,19 @@ def test_who_waits_for_a_swap_hears_how_far_it_came():
     assert desk.phase == "loading"
     desk.later(21.0)
     assert desk.rejected()[asked].message == "b was waited for 20 s: the swap to b was loading"
+
+
+def test_a_ticket_leaves_when_its_own_patience_ends_and_not_before_it_has_been_looked_at():
+    desk = Desk()
+    desk.serve("a")
+    asked = desk.arrive("b", patience_s=5.0)
+    at_once = desk.arrive("b", patience_s=0.0)
+    served = desk.arrive("a", patience_s=0.0)
+    desk.later(0.02)
+    assert served in desk.granted()
+    assert desk.rejected()[at_once].code == "waited_too_long"
+    desk.later(4.9)
+    assert asked not in desk.rejected()
+    desk.later(0.1)
+    assert desk.rejected()[asked].code == "waited_too_long"
+    assert desk.rejected()[asked].status == 503

@@ -66,7 +66,8 @@ class Ours:
     def answered(self, request: Request) -> None:
         """Take in that a request is over."""
         del self._leased[request.id]
-        self._tell(events.Released(request.id))
+        began_at = request.begun_at
+        self._tell(events.Released(request.id, stream=None if began_at is None else (began_at, self._clock.now)))
 
     def _tell(self, event: events.Event) -> None:
         for command in self._scheduler.handle(event, self._clock.now):
@@ -107,7 +108,7 @@ class Ours:
         """Tell, as the gate does and as often, which answers moved."""
         now = self._clock.now
         for ticket_id in [number for number, request in self._leased.items() if request.begun_at is not None]:
-            self._tell(events.Progressed(ticket_id, now))
+            self._tell(events.Progressed(ticket_id, now, self._leased[ticket_id].begun_at))
         self._tells_progress = bool(self._leased)
         if self._tells_progress:
             self._clock.after(PROGRESS_INTERVAL_S, self._tell_progress)

@@ -3,7 +3,7 @@
     python bench/relay.py                  the whole proxy, its gate included
     python bench/relay.py --bare           the relay alone
     python bench/relay.py --uvloop         all on uvloop; without it all on plain asyncio, installed or not
-    python bench/relay.py --parallel 32    with this setting, instead of its default of 4 (naive has no limit)
+    python bench/relay.py --parallel 32    with this setting, instead of learning it (naive has no limit)
     python bench/relay.py --at-least 1.5   exit 1 if us/naive is less, in requests a second, in any row
 
 Light GET (/api/version) and a warm one-token POST (/api/generate), at 1 and 32 connections. Each figure is the median
@@ -147,7 +147,7 @@ def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--bare", action="store_true")
     arguments.add_argument("--uvloop", action="store_true")
-    arguments.add_argument("--parallel", type=int, default=4)
+    arguments.add_argument("--parallel", type=int, default=0)
     arguments.add_argument("--rounds", type=int, default=5)
     arguments.add_argument("--seconds", type=float, default=1.0)
     arguments.add_argument("--at-least", type=float, default=0.0)

@@ -130,7 +130,7 @@ def test_a_port_that_a_person_wrote_is_not_taken_for_kubernetes() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [
-        ("parallel", "0", "greater than or equal to 1"),
+        ("parallel", "-1", "greater than or equal to 0"),
         ("parallel", "many", "valid integer"),
         ("parallel", "true", "valid integer"),
         ("max_wait_s", "inf", "finite"),
@@ -168,7 +168,7 @@ def test_a_bad_value_in_the_file_names_key_file_and_variable(tmp_path: Path) -> 
 
 
 def test_everything_that_is_wrong_is_told_at_once(tmp_path: Path) -> None:
-    path = _file(tmp_path, "paralel = 3\nparallel = 0\n")
+    path = _file(tmp_path, "paralel = 3\nparallel = -1\n")
     assert len(_messages({"listen": "x"}, {"OLLAMA_SWAP_PROXY_NONSENSE": "1"}, path)) == 4
 
 

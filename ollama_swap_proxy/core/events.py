@@ -26,20 +26,25 @@ class Abandoned:
 
 @dataclass(frozen=True, slots=True)
 class Progressed:
-    """The answer to a leased request moved: upstream sent bytes, the last of them at ``at``."""
+    """The answer to a leased request moved: upstream sent bytes, the last of them at ``at``.
+
+    ``stream_began_at`` is when the first came, of an answer that is streamed.
+    """
 
     ticket_id: int
     at: float
+    stream_began_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Released:
     """A leased request is over. ``failed`` says that upstream answered it with a status of 500 or more, or broke
-    off.
+    off. ``stream`` is when the first and the last byte came, of an answer that was streamed.
     """
 
     ticket_id: int
     failed: bool = False
+    stream: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ def give(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> No
 def lease(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> None:
     """Give a ticket that does not stand in the line its lease."""
     state.leases.add(Lease(ticket, now, loads=loads))
+    state.slots.began(ticket.variant.key, ticket.id, now)
     state.moved_at = now
     if state.turn.first_grant_at is None:
         state.turn.first_grant_at = now
@@ -70,7 +71,12 @@ def has_free_lease(state: State, variant: Variant) -> bool:
     """Say whether one more request for a servable variant may run beside those that do."""
     if state.residency.holds_unknown_variant(variant.key):
         return not state.leases  # it may reload the model: alone
-    return state.leases.has_room(variant.key, state.policy.parallel)
+    return has_room(state, variant.key)
+
+
+def has_room(state: State, key: str) -> bool:
+    """Say whether a model has a lease left, of as many as it gets, and nobody is loading it."""
+    return state.leases.has_room(key, state.slots.most(key))
 
 
 def _view_serves(state: State, now: float) -> bool:

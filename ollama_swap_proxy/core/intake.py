@@ -29,10 +29,10 @@ def take_in(state: State, event: events.Event, now: float) -> None:  # noqa: C90
             arrived(state, ticket, now)
         case events.Abandoned(ticket_id):
             _abandoned(state, ticket_id, now)
-        case events.Progressed(ticket_id, at):
-            _progressed(state, ticket_id, at, now)
-        case events.Released(ticket_id, failed):
-            released(state, ticket_id, now, failed=failed)
+        case events.Progressed(ticket_id, at, stream_began_at):
+            _progressed(state, ticket_id, at, stream_began_at, now)
+        case events.Released():
+            released(state, event, now)
         case events.ResidencyObserved(report):
             _observed(state, report, now)
         case events.ResidencyUnknown(asked_at, reason, unreachable):
@@ -120,32 +120,35 @@ def _hardly_waits(state: State, variant: Variant) -> bool:
     return granting.serves(state, variant) and granting.has_free_lease(state, variant)
 
 
-def _progressed(state: State, ticket_id: int, at: float, now: float) -> None:
+def _progressed(state: State, ticket_id: int, at: float, stream_began_at: float | None, now: float) -> None:
     lease = state.leases.get(ticket_id)
     if lease is None:
         return
     lease.last_byte_at = max(at, lease.moved_at)
     state.moved_at = max(state.moved_at, at)
+    if stream_began_at is not None:
+        state.slots.streamed(lease.ticket.variant.key, ticket_id, stream_began_at)
     if lease.loads:
         # Headers come with the first token: the model is loaded, with this request's options.
         state.leases.has_loaded(lease)
         state.residency.learn_options(lease.ticket.variant, now)
 
 
-def released(state: State, ticket_id: int, now: float, *, failed: bool) -> None:
+def released(state: State, event: events.Released, now: float) -> None:
     """End a lease."""
-    lease = state.leases.end(ticket_id)
+    lease = state.leases.end(event.ticket_id)
     if lease is None:
         return
     state.moved_at = now
     state.gaps.ended(lease.ticket.client, lease.ticket.variant, now)
+    state.slots.ended(lease.ticket.variant.key, event.ticket_id, now, event.stream)
     if not state.leases:
         state.turn.idle_since = now
     if lease.ticket.stays_briefly or lease.loads:
         state.residency.outdated_at = now
-    if lease.loads and state.swap is not None and state.swap.loader == ticket_id:
+    if lease.loads and state.swap is not None and state.swap.loader == event.ticket_id:
         # A request can fail for reasons of its own: whether the load failed is seen in the next report.
-        state.swap.loader_failed = failed
+        state.swap.loader_failed = event.failed
 
 
 def _observed(state: State, report: Report, now: float) -> None:

@@ -112,6 +112,7 @@ def _finish(state: State, swap: Swap, loaded: Resident, now: float) -> None:
     target = swap.target
     state.residency.learn_options(target, state.residency.asked_at)
     state.cool_downs.pop(target, None)
+    state.slots.loaded(target.key)
     _learn(state, swap, loaded)
     if swap.load_sent_at == swap.first_load_at:
         # A load that had to be repeated says more about upstream's queue than about this model.

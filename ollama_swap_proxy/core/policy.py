@@ -75,7 +75,7 @@ VARIANTS_KEPT = 1024
 class Policy:
     """Every number that a setting can change. Meanings, units and defaults: docs/config.md."""
 
-    parallel: int = 4
+    parallel: int = 0
     turn_limit_s: float = 0.0
     give_up_after_s: float = 3600.0
     stuck_after_s: float = 600.0

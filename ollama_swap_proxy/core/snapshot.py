@@ -24,6 +24,7 @@ class ResidentSeen:
     spilled_bytes: int
     options: str | None
     leases: int
+    leases_most: int
     leaving: bool
     expires_in_s: float | None
 
@@ -134,6 +135,7 @@ def take(state: State, now: float) -> Snapshot:
             spilled_bytes=resident.spilled_bytes,
             options=residency.options.get(resident.key),
             leases=state.leases.running(resident.key),
+            leases_most=state.slots.most(resident.key),
             leaving=resident.key in residency.leaving,
             expires_in_s=resident.expires_in_s,
         )

@@ -15,6 +15,7 @@ from ollama_swap_proxy.core.leases import Leases
 from ollama_swap_proxy.core.line import Line
 from ollama_swap_proxy.core.policy import VARIANTS_KEPT, Policy
 from ollama_swap_proxy.core.residency import Residency
+from ollama_swap_proxy.core.slots import Slots
 from ollama_swap_proxy.core.tickets import LoadRecipe, Ticket, Variant
 from ollama_swap_proxy.core.turns import Turn
 
@@ -91,6 +92,7 @@ class State:
     swaps_begun: int = 0
     last_swap_ended_at: float = NEVER
     gaps: Gaps = field(default_factory=Gaps)
+    slots: Slots = field(init=False)
     early_end_at: float = NEVER
     """When a higher class last ended a turn before its limit."""
     places_kept: dict[tuple[str, Variant], tuple[float, float]] = field(default_factory=dict)
@@ -111,6 +113,9 @@ class State:
     stopping: bool = False
     out: list[commands.Command] = field(default_factory=list)
     wake_at: float = float("inf")
+
+    def __post_init__(self) -> None:
+        self.slots = Slots(self.policy.parallel or None)
 
     def say(self, step: str, *, warning: bool = False, **fields: object) -> None:
         """Write a log line."""

@@ -29,7 +29,7 @@ def _took_arrival(state: State, ticket: Ticket, now: float) -> bool:
         return True
     if len(state.line) or not _serves(state, ticket.variant, now) or ticket.id in state.leases:
         return False
-    if not state.leases.has_room(ticket.variant.key, state.policy.parallel):
+    if not granting.has_room(state, ticket.variant.key):
         return False
     state.gaps.came(ticket.client, ticket.variant, now)
     state.remember_recipe(ticket)
@@ -45,15 +45,13 @@ def _took_release(state: State, event: events.Released, now: float) -> bool:
         variant = state.line.only_variant()
         if variant is None or not _serves(state, variant, now):
             return False
-        intake.released(state, event.ticket_id, now, failed=event.failed)
-        while state.leases.has_room(variant.key, state.policy.parallel) and (
-            ticket := granting.next_ticket(state, variant, now)
-        ):
+        intake.released(state, event, now)
+        while granting.has_room(state, variant.key) and (ticket := granting.next_ticket(state, variant, now)):
             granting.give(state, ticket, now)
     elif state.spills_to_undo:
         return False  # it may be the idle moment for that
     else:
-        intake.released(state, event.ticket_id, now, failed=event.failed)
+        intake.released(state, event, now)
     return True
 
 

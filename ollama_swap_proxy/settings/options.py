@@ -20,6 +20,7 @@ from ollama_swap_proxy.settings.values import (
     Bytes,
     ClassName,
     Count,
+    CountOrZero,
     HeaderName,
     Hosts,
     Interval,
@@ -60,9 +61,11 @@ class Settings(BaseModel):
     names, .local, .internal and the like are accepted anyway, as Ollama does; the check keeps web pages from
     reaching you by DNS rebinding. Empty: none."""
 
-    parallel: Count = 4
-    """How many requests for one model run side by side; further ones wait. At least OLLAMA_NUM_PARALLEL, and a
-    little more keeps Ollama busy."""
+    parallel: CountOrZero = 0
+    """How many requests for one model run side by side; further ones wait. 0: learned for each model, from 4 on: as
+    many as Ollama really serves side by side (OLLAMA_NUM_PARALLEL, unless it decides otherwise), and one more to keep
+    it busy. Set it where answers are not streamed, for only streams show how many run: a little above
+    OLLAMA_NUM_PARALLEL."""
 
     line_limit: Count = 512
     """How many requests may wait in all; one more is answered 503 line_full. The same as Ollama's own

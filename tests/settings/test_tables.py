@@ -176,7 +176,7 @@ def test_a_key_in_place_of_its_hash_is_not_repeated(tmp_path: Path, bad: str) ->
 
 
 def test_everything_wrong_in_all_tables_is_told_at_once(tmp_path: Path) -> None:
-    text = "parallel = 0\n[classes.vip]\n[[rules]]\n[[rules]]\nclass = 3\npath = 4\n[models.a]\nb = 1\n"
+    text = "parallel = -1\n[classes.vip]\n[[rules]]\n[[rules]]\nclass = 3\npath = 4\n[models.a]\nb = 1\n"
     assert len(_messages(tmp_path, text)) == 6
 
 

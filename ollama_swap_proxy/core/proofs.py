@@ -19,7 +19,7 @@ from typing import NamedTuple, TypeVar
 from ollama_swap_proxy.core.tickets import Resident, Variant
 
 UNKNOWN_OPTIONS = "unknown"
-"""The options of a resident whose variant we do not know. They are covered by nothing and prove nothing."""
+"""The options of a resident whose variant we do not know. They prove nothing, so no proof covers them."""
 
 TRIALS_ALLOWED = 3
 """So often is a set of weights tried, whatever the options: a client may ask for any number of num_ctx."""
@@ -291,8 +291,6 @@ def _a(kind: type[T], value: object, what: str) -> T:
 
 def _needs_at_most(options: str, others: str) -> bool:
     """Say whether these runner options, in their canonical spelling, need no more memory than the others."""
-    if UNKNOWN_OPTIONS in {options, others}:
-        return False
     if options == others:
         return True
     (rest, num_ctx), (their_rest, their_num_ctx) = _split(options), _split(others)

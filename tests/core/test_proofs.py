@@ -152,6 +152,8 @@ def test_newer_news_replaces_what_it_contradicts() -> None:
     assert _standing(proofs, (_chat(8192), EMBED), "embed") is Standing.FAILED
     _tried(proofs, (_chat(6000), EMBED), "embed", Outcome.FITTED)
     assert _standing(proofs, (_chat(6000), EMBED), "embed") is Standing.PROVEN
+    assert _standing(proofs, (_chat(8192), EMBED), "embed") is not Standing.FAILED
+    assert not proofs.failed
 
 
 def test_a_proof_is_revoked_by_a_loss_and_may_be_tried_anew_until_the_trials_are_spent() -> None:
@@ -193,6 +195,9 @@ def test_a_pair_is_tried_three_times_whatever_the_contexts() -> None:
         _tried(proofs, (_chat(num_ctx), EMBED), "embed", Outcome.FITTED)
     assert _standing(proofs, (_chat(99), EMBED), "embed") is Standing.SPENT
     assert _standing(proofs, (_chat(1), EMBED), "embed") is Standing.PROVEN
+    with_a_third = (_chat(99), EMBED, OTHER)
+    assert proofs.standing(with_a_third, "embed") == (Standing.SPENT, ("chat", "embed"))
+    assert _standing(proofs, (_chat(1), EMBED, OTHER), "embed") is Standing.UNTRIED, "the pair is proven as it is"
 
 
 def test_a_resident_of_unknown_options_proves_nothing_and_its_failures_are_counted() -> None:
@@ -243,9 +248,9 @@ def test_so_many_are_kept_and_those_longest_without_news_are_forgotten() -> None
     for number in range(PROOFS_KEPT + 9):
         _tried(proofs, (Variant(f"{number}"), EMBED), "embed", Outcome.FITTED)
         _tried(proofs, (Variant(f"{number}"), CHAT), "chat", Outcome.FAILED)
+        assert _standing(proofs, PAIR, "embed") is Standing.PROVEN
         proofs.note(PAIR, "embed", Outcome.FITTED, trial=False)
     assert len(proofs.proven) == len(proofs.failed) == len(proofs.trials) == PROOFS_KEPT
-    assert _standing(proofs, PAIR, "embed") is Standing.PROVEN
     assert _standing(proofs, (Variant("0"), EMBED), "embed") is Standing.UNTRIED
 
 

@@ -101,17 +101,17 @@ def test_a_generating_model_that_is_not_pinned_does_not_return_unasked() -> None
     assert choice.returns == ()
 
 
-def test_two_may_return_one_after_the_other() -> None:
-    first, second = _pinned(EMBED), _pinned(RERANK)
+@pytest.mark.parametrize(("first", "second"), [(EMBED, RERANK), (RERANK, EMBED)])
+def test_two_may_return_one_after_the_other(first: Member, second: Member) -> None:
     proofs = _proofs(
         ((CHAT, EMBED), CHAT, Outcome.FAILED),
         ((CHAT, RERANK), CHAT, Outcome.FAILED),
-        ((CHAT, EMBED), EMBED, Outcome.FITTED),
-        ((CHAT, EMBED, RERANK), RERANK, Outcome.FITTED),
-        ((CHAT, EMBED, RERANK), EMBED, Outcome.FAILED),
+        ((CHAT, first), first, Outcome.FITTED),
+        ((CHAT, first, second), second, Outcome.FITTED),
+        ((CHAT, first, second), first, Outcome.FAILED),
     )
-    choice = _choose(CHAT, first, second, facts=Facts(proofs))
-    assert [each.member for each in choice.returns] == [first, second]
+    choice = _choose(CHAT, _pinned(EMBED), _pinned(RERANK), facts=Facts(proofs))
+    assert [each.member for each in choice.returns] == [_pinned(first), _pinned(second)]
 
 
 def test_what_cannot_be_beside_the_pins_is_refused_with_the_numbers() -> None:

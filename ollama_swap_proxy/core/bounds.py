@@ -5,6 +5,7 @@ Owns the bounds, for the phases that act on them and for whoever looks on. Must 
 
 from __future__ import annotations
 
+from ollama_swap_proxy.core import plans
 from ollama_swap_proxy.core.policy import RETRY_AFTER_S
 from ollama_swap_proxy.core.state import Phase, State, Swap
 
@@ -26,7 +27,7 @@ def step_ends_at(state: State, swap: Swap) -> float:
 
 def drain_ends_at(state: State, swap: Swap) -> float:
     """Return when a drain is stuck: ``stuck_after_s`` after its last byte."""
-    moved_at = max((lease.moved_at for lease in state.leases.of_others(swap.target)), default=swap.phase_since)
+    moved_at = max((lease.moved_at for lease in plans.blocking(state, swap)), default=swap.phase_since)
     return max(swap.phase_since, moved_at) + state.policy.stuck_after_s
 
 
@@ -49,6 +50,8 @@ def settled_at(state: State, swap: Swap) -> float:
     """
     is_awaited = swap.undoes_spill and state.line.awaits(swap.target)
     wait_s = state.forecast.settle_usual_s if is_awaited else state.forecast.settle_before_s(swap.target)
+    if swap.trial:
+        wait_s = max(wait_s, state.policy.settle_max_s)  # or memory that comes back late would decide it
     return max(state.residency.vram_freed_at + wait_s, swap.not_before)
 
 

@@ -6,7 +6,7 @@ confirmation: reports asked for after it, without the victim.
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import bounds, commands, failing, steps
+from ollama_swap_proxy.core import bounds, commands, failing, plans, steps
 from ollama_swap_proxy.core.policy import NEWCOMER_ROUNDS, UNLOAD_REPEAT_AFTER_S
 from ollama_swap_proxy.core.state import Phase, State, Swap
 from ollama_swap_proxy.core.tickets import Resident
@@ -65,7 +65,7 @@ def _victims(state: State, swap: Swap) -> list[Resident]:
     residents = state.residency.residents
     # Who was evicted and is back was loaded by somebody else: a newcomer.
     swap.expected_victims -= {key for key in swap.evicted if key not in residents}
-    victims = state.residency.victims_for(swap.target)
+    victims = plans.in_the_way(state, swap)
     own = residents.get(swap.target.key)
     if swap.undoes_spill and own is not None and state.residency.holds(swap.target):
         victims.append(own)
@@ -119,6 +119,9 @@ def _confirm(state: State, swap: Swap, now: float) -> None:
         state.say("eviction_confirmed", took_s=round(took_s, 3))
         _learn(state, took_s, swap.first_asked_at - swap.freed_before_at)
         swap.victim = None
+    if swap.withdraws:
+        steps.end(state, now, "did_not_fit", warning=True)
+        return
     if state.residency.may_be_tried(swap.target.key) or (state.residency.holds(swap.target) and not swap.undoes_spill):
         # Somebody else loaded it meanwhile: its first request shows with which options.
         steps.end(state, now, "already_resident")

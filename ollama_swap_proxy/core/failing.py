@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ollama_swap_proxy.core import commands, granting, steps
+from ollama_swap_proxy.core import commands, granting, plans, steps
 from ollama_swap_proxy.core.events import LoadFailure
 from ollama_swap_proxy.core.policy import RETRY_AFTER_S
 from ollama_swap_proxy.core.state import Pause, Phase, State, Swap, doubled
 from ollama_swap_proxy.core.tickets import Lease, Variant
+from ollama_swap_proxy.core.victims import Impossible
 
 LOAD_BREAKS_ALLOWED = 3
 """So often may the connection of a load break (upstream restarting) before that counts as a failed load."""
@@ -93,6 +94,21 @@ def cooling(state: State, variant: Variant, now: float) -> commands.Rejection | 
     return _with_retry_after(pause.rejection, pause.until - now)
 
 
+def impossible(state: State, variant: Variant) -> commands.Rejection | None:
+    """Return the answer for a ticket whose model cannot be resident beside the pins, or None where it can."""
+    chosen = plans.plan(state, variant)
+    if not isinstance(chosen, Impossible):
+        return None
+    return commands.Rejection("pinned_out", 503, chosen.text)
+
+
+def refuse_impossible(state: State) -> None:
+    """Reject all who wait for what cannot be resident beside the pins."""
+    for variant in state.line.variants():
+        if not granting.is_servable(state, variant) and (rejection := impossible(state, variant)) is not None:
+            state.reject_all(variant, rejection)
+
+
 def expire_tickets(state: State, now: float) -> None:
     """Reject the tickets that waited too long, by our patience or their own, or for too long saw nothing move at all.
 
@@ -155,7 +171,7 @@ def _what_for(state: State, variant: Variant, now: float) -> str:
         resisted = granting.resisted_by(state, variant, now)
         return f"not tried again yet: {resisted[0].rejection.message}" if resisted else "its turn had not come"
     if swap.phase is Phase.DRAINING:
-        names = sorted({lease.ticket.name for lease in state.leases.of_others(swap.target)})
+        names = sorted({lease.ticket.name for lease in plans.blocking(state, swap)})
         return f"running requests for {', '.join(names)} had not ended"
     return f"the swap to {swap.name} was {swap.phase.value}"
 

@@ -5,11 +5,12 @@ Owns the grant. Must not evict or load: a ticket that needs that is left in the 
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import commands, turns
+from ollama_swap_proxy.core import commands, plans, turns
 from ollama_swap_proxy.core.policy import STALE_VIEW_PATIENCE_S
 from ollama_swap_proxy.core.state import Pause, State
 from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
 from ollama_swap_proxy.core.turns import Ending, Served
+from ollama_swap_proxy.core.victims import Impossible
 
 
 def give(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> None:
@@ -40,15 +41,15 @@ def is_servable(state: State, variant: Variant) -> bool:
 
 
 def serves(state: State, variant: Variant) -> bool:
-    """Say whether this variant is resident, as far as we know, and no swap is under way."""
-    return state.swap is None and is_servable(state, variant)
+    """Say whether this variant is resident, as far as we know, and no swap is under way that closes it."""
+    return is_servable(state, variant) and not plans.is_closed(state, variant.key)
 
 
 def grant_all(state: State, now: float) -> bool:
     """Grant every ticket that may go now, oldest first within its variant; say whether any could."""
     waiting = len(state.line)
     for variant in state.line.variants():
-        if not is_servable(state, variant):
+        if not serves(state, variant):
             continue
         while (ticket := next_ticket(state, variant, now)) is not None and _may_go(state, ticket, now):
             give(state, ticket, now, loads=state.residency.holds_unknown_variant(variant.key))
@@ -119,7 +120,9 @@ def foremost(state: State, now: float) -> Ticket | None:
     candidates = [
         (turns.precedence(ticket, now, state.forecast.swap_cost_s(variant)), ticket)
         for variant in state.line.variants()
-        if not is_servable(state, variant) and not (state.resisting and _resisted_until(state, variant, now) > now)
+        if not is_servable(state, variant)
+        and not isinstance(plans.plan(state, variant), Impossible)
+        and not (state.resisting and _resisted_until(state, variant, now) > now)
         for ticket in state.line.oldest_by_class(variant)
     ]
     return min(candidates)[1] if candidates else None
@@ -131,25 +134,30 @@ def _resisted_until(state: State, target: Variant, now: float) -> float:
 
 def resisted_by(state: State, target: Variant, now: float) -> list[Pause]:
     """Return the pauses that hold a swap to this target off: its victims' that a swap was given up on lately."""
-    pauses = (state.resisting.get(victim.key) for victim in state.residency.victims_for(target))
+    pauses = (state.resisting.get(victim.key) for victim in plans.evicted(state, target))
     return [pause for pause in pauses if pause is not None and pause.until > now]
 
 
 def turn_ending(state: State, target: Ticket) -> Ending:
     """Say when those who are served make room for this ticket if nothing else happens, and why."""
-    leases = state.leases.of_others(target.variant)
+    spared = frozenset() if plans.is_trial(state, target.variant) else plans.staying(state, target.variant)
+    leases = plans.leases_in_the_way(state, target.variant, spared)
     servable = [variant for variant in state.line.variants() if is_servable(state, variant)]
-    waiting = [ticket for variant in servable for ticket in state.line.oldest_by_class(variant)]
+    closing = [variant for variant in servable if variant.key not in spared]
+    waiting = [ticket for variant in closing for ticket in state.line.oldest_by_class(variant)]
     ranked = waiting or [lease.ticket for lease in leases]
     cost_s = state.forecast.swap_cost_s(target.variant)
     idle = not leases and not waiting
     others = (t for v in state.line.variants() if v not in servable for t in state.line.oldest_by_class(v))
     waiting_since = min((ticket.arrived_at for ticket in others), default=target.arrived_at)
+    ends = (state.leases.idle_since(victim.key) for victim in plans.evicted(state, target.variant))
+    idle_since = max((at for at in ends if at is not None), default=state.turn.began_at)
     served = Served(
         leases=len(leases),
         waiting=len(waiting),
         rank=max((ticket.klass.rank for ticket in ranked), default=target.klass.rank),
-        linger_s=_linger_s(state, target.variant, cost_s, waiting_since) if idle else 0.0,
+        idle_since=idle_since,
+        linger_s=_linger_s(state, target.variant, cost_s, max(idle_since, waiting_since)) if idle else 0.0,
     )
     return turns.ending(
         state.turn,
@@ -162,9 +170,8 @@ def turn_ending(state: State, target: Ticket) -> Ending:
     )
 
 
-def _linger_s(state: State, target: Variant, swap_cost_s: float, waiting_since: float) -> float:
+def _linger_s(state: State, target: Variant, swap_cost_s: float, since: float) -> float:
     """Return how long the idle residents that must go for this target are kept for who is likely to come back."""
     options = state.residency.options
-    victims = [Variant(r.key, options[r.key]) for r in state.residency.victims_for(target) if r.key in options]
-    since = max(state.turn.idle_since, waiting_since)
+    victims = [Variant(r.key, options[r.key]) for r in plans.evicted(state, target) if r.key in options]
     return max((state.gaps.linger_s(victim, swap_cost_s, since) for victim in victims), default=0.0)

@@ -6,7 +6,7 @@ after every event), but for tickets that are turned away as they come.
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import commands, events, evicting, failing, granting, loading
+from ollama_swap_proxy.core import commands, events, evicting, failing, granting, loading, plans
 from ollama_swap_proxy.core.policy import (
     CAREFUL_POLL_S,
     LASTS_AFTER_S,
@@ -74,7 +74,8 @@ def arrived(state: State, ticket: Ticket, now: float) -> None:
         text = f"{len(state.line)} requests wait already (line_limit)"
         rejection = commands.Rejection("line_full", 503, text, retry_after_s=10)
     elif not granting.is_servable(state, ticket.variant):
-        rejection = failing.cooling(state, ticket.variant, now)
+        plans.note_traits(state, ticket.variant.key, ticket.traits)
+        rejection = failing.cooling(state, ticket.variant, now) or failing.impossible(state, ticket.variant)
     if rejection is not None:
         state.out.append(commands.Reject(ticket.id, rejection))
         return
@@ -132,18 +133,17 @@ def _progressed(state: State, ticket_id: int, at: float, stream_began_at: float 
         # Headers come with the first token: the model is loaded, with this request's options.
         state.leases.has_loaded(lease)
         state.residency.learn_options(lease.ticket.variant, now)
+        state.plans.clear()
 
 
 def released(state: State, event: events.Released, now: float) -> None:
     """End a lease."""
-    lease = state.leases.end(event.ticket_id)
+    lease = state.leases.end(event.ticket_id, now)
     if lease is None:
         return
     state.moved_at = now
     state.gaps.ended(lease.ticket.client, lease.ticket.variant, now)
     state.slots.ended(lease.ticket.variant.key, event.ticket_id, now, event.stream)
-    if not state.leases:
-        state.turn.idle_since = now
     if lease.ticket.stays_briefly or lease.loads:
         state.residency.outdated_at = now
     if lease.loads and state.swap is not None and state.swap.loader == event.ticket_id:
@@ -157,6 +157,9 @@ def _observed(state: State, report: Report, now: float) -> None:
     if change is None:
         return
     state.view_wanted_since = None
+    state.plans.clear()
+    for resident in report.residents:
+        plans.note_traits(state, resident.key, resident.traits)
     if state.unreachable_since is not None:
         _upstream_is_back(state)
     if state.unknown_reason is not None:
@@ -204,6 +207,7 @@ def _upstream_is_back(state: State) -> None:
     state.resisting.clear()
     state.vanishing.clear()
     state.residency.forget_options()
+    state.plans.clear()
 
 
 def _stop(state: State) -> None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ollama_swap_proxy.core.tickets import Lease, Variant
+from ollama_swap_proxy.core.policy import VARIANTS_KEPT
+from ollama_swap_proxy.core.tickets import Lease
 
 
 class Leases:
-    """All leases, in the order of their grants. Every operation is O(1), but for `of_others`: O(leases).
+    """All leases, in the order of their grants. Every operation is O(1).
 
     At most one lease of a key loads its model at a time: beside it there is no room.
     """
@@ -20,6 +21,7 @@ class Leases:
         self._by_ticket: dict[int, Lease] = {}
         self._running: dict[str, int] = {}
         self._loaders: dict[str, Lease] = {}
+        self._idle_since: dict[str, float] = {}
 
     def __len__(self) -> int:
         return len(self._by_ticket)
@@ -42,7 +44,7 @@ class Leases:
         if lease.loads:
             self._loaders[key] = lease
 
-    def end(self, ticket_id: int) -> Lease | None:
+    def end(self, ticket_id: int, now: float) -> Lease | None:
         """Take a lease out, or return None if there is none."""
         lease = self._by_ticket.pop(ticket_id, None)
         if lease is None:
@@ -53,6 +55,7 @@ class Leases:
             self._running[key] = left
         else:
             del self._running[key]
+            self._fell_idle(key, now)
         if lease.loads:
             self._loaders.pop(key, None)
         return lease
@@ -74,6 +77,12 @@ class Leases:
         """Return the lease by which upstream is loading this model right now, if one is."""
         return self._loaders.get(key)
 
-    def of_others(self, variant: Variant) -> list[Lease]:
-        """Return the leases of all variants but this one: they must end before anything is evicted or loaded for it."""
-        return [lease for lease in self if lease.ticket.variant != variant]
+    def idle_since(self, key: str) -> float | None:
+        """Return when the last lease of this model ended; None if there was none, or one is out."""
+        return None if key in self._running else self._idle_since.get(key)
+
+    def _fell_idle(self, key: str, now: float) -> None:
+        self._idle_since.pop(key, None)
+        self._idle_since[key] = now
+        if len(self._idle_since) > VARIANTS_KEPT:
+            del self._idle_since[next(iter(self._idle_since))]

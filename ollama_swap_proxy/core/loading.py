@@ -5,10 +5,11 @@ Owns the phases from the last confirmed eviction to the end of a swap that worke
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import bounds, commands, failing, granting, steps
+from ollama_swap_proxy.core import bounds, commands, company, failing, granting, plans, steps
 from ollama_swap_proxy.core.events import LoadFailure
 from ollama_swap_proxy.core.forecast import Spill
-from ollama_swap_proxy.core.policy import NEWCOMER_ROUNDS
+from ollama_swap_proxy.core.policy import NEWCOMER_ROUNDS, VARIANTS_KEPT
+from ollama_swap_proxy.core.proofs import Outcome
 from ollama_swap_proxy.core.state import Phase, State, Swap
 from ollama_swap_proxy.core.tickets import Resident
 
@@ -29,7 +30,7 @@ def settle(state: State, swap: Swap, now: float) -> None:
         state.wake(settled_at)
         return
     waited_long = now - swap.phase_since > state.policy.ps_max_age_s
-    if swap.newcomer_rounds <= NEWCOMER_ROUNDS and (waited_long or state.residency.victims_for(swap.target)):
+    if swap.newcomer_rounds <= NEWCOMER_ROUNDS and (waited_long or plans.in_the_way(state, swap)):
         # Somebody loaded behind our back while we waited, or had the time for it: look once more. The evictions were
         # confirmed already, so one clear report will do even where two are needed.
         steps.look_again(swap, now, clear_reports=1)
@@ -46,6 +47,13 @@ def _start(state: State, swap: Swap, now: float) -> None:
         steps.end(state, now, "asker_left")
         return
     swap.settled_for_s = now - state.residency.vram_freed_at
+    swap.staying = frozenset(key for key in swap.staying if key in state.residency.residents)
+    swap.beside = plans.members(state, swap.staying)
+    swap.stay_until = {
+        key: state.residency.at + resident.expires_in_s
+        for key, resident in state.residency.residents.items()
+        if key in swap.staying and resident.expires_in_s is not None
+    }
     swap.load_sent_at = now
     if swap.first_load_at is None:
         swap.first_load_at = now
@@ -111,18 +119,30 @@ def confirm(state: State, swap: Swap, now: float) -> None:
 def _finish(state: State, swap: Swap, loaded: Resident, now: float) -> None:
     target = swap.target
     state.residency.learn_options(target, state.residency.asked_at)
+    state.plans.clear()
     state.cool_downs.pop(target, None)
     state.slots.loaded(target.key)
-    _learn(state, swap, loaded)
+    load_s = round(now - swap.load_sent_at, 3)
+    outcome = company.judge_load(state, swap, now) if swap.beside else None
+    if outcome is Outcome.FAILED and swap.trial and loaded.spilled_bytes:
+        company.part(state, swap, now)
+        return
+    _learn(state, swap, loaded, alone=outcome in {None, Outcome.FITTED})
     if swap.load_sent_at == swap.first_load_at:
         # A load that had to be repeated says more about upstream's queue than about this model.
         state.forecast.note_swap(target, now - swap.drained_at)
-    load_s = round(now - swap.load_sent_at, 3)
     steps.end(state, now, "loaded", load_s=load_s, size_vram_bytes=loaded.size_vram_bytes)
 
 
-def _learn(state: State, swap: Swap, loaded: Resident) -> None:
+def _learn(state: State, swap: Swap, loaded: Resident, *, alone: bool) -> None:
+    """Learn from a load what there is to learn of memory; not ``alone``: others beside it may be why it spilled."""
     target, forecast = swap.target, state.forecast
+    if not loaded.spilled_bytes and loaded.size_vram_bytes:
+        state.sizes[target] = loaded.size_vram_bytes
+        while len(state.sizes) > VARIANTS_KEPT:
+            del state.sizes[next(iter(state.sizes))]
+    if not alone and swap.trial:
+        return
     settle_before_s = forecast.settle_s
     residency = state.residency
     spill = forecast.note_load(

@@ -6,6 +6,7 @@ Owns the values. Must not decide by them: `config` fills them in, the modules be
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 DRAIN_AFTERLIFE_S = 5.0
 """A drain outlives its last asker by this much: a client that gives up and tries again must not find it begun anew."""
@@ -76,6 +77,9 @@ class Policy:
     """Every number that a setting can change. Meanings, units and defaults: docs/config.md."""
 
     parallel: int = 0
+    residency: Literal["exclusive", "fit"] = "exclusive"
+    companions: Literal["embedders", "none"] = "embedders"
+    vram_budget_bytes: int = 0
     turn_limit_s: float = 0.0
     give_up_after_s: float = 3600.0
     stuck_after_s: float = 600.0

@@ -1,21 +1,16 @@
-"""What is resident, as far as we know, and the one question of residency: may these be together?
+"""What is resident, as far as we know.
 
-Owns the last report and what became of the models in it. Must not start anything: `swapping` does.
+Owns the last report and what became of the models in it. Must not say what may be together (`together` does), nor start
+anything (`swapping` does).
 Residency is three-valued: resident, gone, unknown. Unknown never counts as gone, and never as room.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from ollama_swap_proxy.core.policy import POLL_S
 from ollama_swap_proxy.core.tickets import Report, Resident, Variant
-
-
-def may_be_together(variants: Iterable[Variant]) -> bool:
-    """Say whether the policy allows these variants to be resident together: exclusive, so one at a time."""
-    return len(set(variants)) <= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +117,3 @@ class Residency:
         Beside another resident it may not: if the options differ, upstream reloads it, and must perhaps evict to do so.
         """
         return self.holds_unknown_variant(key) and len(self.residents) == 1
-
-    def victims_for(self, target: Variant) -> list[Resident]:
-        """Return the residents that must go before the target may be loaded or tried, in a stable order.
-
-        The target's own key is one of them only where it is known to have other options.
-        """
-        residents = sorted(self.residents.items()) if len(self.residents) > 1 else self.residents.items()
-        return [resident for key, resident in residents if self._must_go(key, target)]
-
-    def _must_go(self, key: str, target: Variant) -> bool:
-        if key == target.key:
-            return self.options.get(key, target.options) != target.options
-        return not may_be_together((target, Variant(key, self.options.get(key, ""))))

@@ -69,6 +69,8 @@ class Scheduler:
             self._observe_periodically(now)  # the usual end of a warm request: nobody waits, nothing is to be done
             return
         failing.expire_tickets(state, now)
+        if state.swap is None:
+            failing.refuse_impossible(state)
         for _ in range(_LONGEST_CHAIN):
             if state.swap is not None:
                 if not swapping.advance(state, state.swap, now):
@@ -82,6 +84,8 @@ class Scheduler:
                 break  # a grant makes no other model wait
         else:
             raise RuntimeError("the scheduler's decisions undo each other")
+        if state.swap is not None:
+            granting.grant_all(state, now)  # companions go on being served
         self._observe_periodically(now)
 
     def _begin_swap_if_due(self, target: Ticket | None, now: float) -> bool:

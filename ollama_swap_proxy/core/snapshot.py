@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ollama_swap_proxy.core import bounds, granting
+from ollama_swap_proxy.core import bounds, granting, plans
 from ollama_swap_proxy.core.state import NEVER, State
 from ollama_swap_proxy.core.turns import End
 
@@ -217,5 +217,5 @@ def _swap(state: State, now: float) -> SwapSeen | None:
         overdue_s=round(max(0.0, now - bounds.step_ends_at(state, swap)), 3),
         total_s=round(now - swap.decided_at, 3),
         victims=tuple(names.get(key, key) for key in sorted(swap.expected_victims)),
-        waits_for_leases=tuple(lease.ticket.id for lease in state.leases.of_others(swap.target)),
+        waits_for_leases=tuple(lease.ticket.id for lease in plans.blocking(state, swap)),
     )

@@ -14,10 +14,12 @@ from ollama_swap_proxy.core.gaps import Gaps
 from ollama_swap_proxy.core.leases import Leases
 from ollama_swap_proxy.core.line import Line
 from ollama_swap_proxy.core.policy import VARIANTS_KEPT, Policy
+from ollama_swap_proxy.core.proofs import Proofs
 from ollama_swap_proxy.core.residency import Residency
 from ollama_swap_proxy.core.slots import Slots
-from ollama_swap_proxy.core.tickets import LoadRecipe, Ticket, Variant
+from ollama_swap_proxy.core.tickets import LoadRecipe, Ticket, Traits, Variant
 from ollama_swap_proxy.core.turns import Turn
+from ollama_swap_proxy.core.victims import Impossible, Victims
 
 NEVER = float("-inf")
 
@@ -59,6 +61,16 @@ class Swap:
     eviction_text: str = ""
     evicted: set[str] = field(default_factory=set)
     expected_victims: frozenset[str] = frozenset()
+    staying: frozenset[str] = frozenset()
+    """Who is to stay beside the target."""
+    beside: tuple[Variant, ...] = ()
+    """Those, by the report before the load."""
+    stay_until: dict[str, float] = field(default_factory=dict)
+    """When Ollama would unload them by itself, by that report."""
+    trial: bool = False
+    """Whether it is unknown that they fit together: then nobody is served meanwhile."""
+    withdraws: bool = False
+    """The target did not fit beside a pin, and goes again."""
     newcomer_rounds: int = 0
     settled_for_s: float = 0.0
     not_before: float = NEVER
@@ -67,6 +79,11 @@ class Swap:
     load_breaks: int = 0
     loader: int | None = None
     loader_failed: bool = False
+
+    @property
+    def admits_companions(self) -> bool:
+        """Say whether those that stay may be granted now: not before a report shows what a load has left of them."""
+        return self.phase is not Phase.CONFIRMING
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +119,12 @@ class State:
     vanishing: set[str] = field(default_factory=set)
     recipes: dict[Variant, tuple[str, LoadRecipe]] = field(default_factory=dict)
     spills_to_undo: set[Variant] = field(default_factory=set)
+    traits: dict[str, Traits] = field(default_factory=dict)
+    sizes: dict[Variant, int] = field(default_factory=dict)
+    """The GPU memory of each variant when it was last seen wholly loaded, in bytes."""
+    proofs: Proofs = field(default_factory=Proofs)
+    plans: dict[Variant, Victims | Impossible] = field(default_factory=dict)
+    """What the policy says of a target, for the present residents: `plans` asks it once a report."""
     moved_at: float = NEVER
     view_wanted_since: float | None = None
     observe_sent_at: float = NEVER

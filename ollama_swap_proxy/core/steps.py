@@ -6,7 +6,7 @@ Owns how a swap is turned over to another target and how it is forgotten. Must n
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import bounds, granting
+from ollama_swap_proxy.core import bounds, granting, plans
 from ollama_swap_proxy.core.policy import CAREFUL_POLL_S, DRAIN_AFTERLIFE_S, POLL_S
 from ollama_swap_proxy.core.state import NEVER, Phase, State, Swap
 from ollama_swap_proxy.core.turns import Turn
@@ -37,8 +37,9 @@ def forget(state: State, swap: Swap, now: float) -> None:
         state.residency.leaving.add(swap.victim)
     state.swap = None
     state.moved_at = now
-    if swap.evicted or swap.first_load_at is not None:
+    if swap.evicted or (swap.first_load_at is not None and not swap.staying):
         state.turn = Turn(now)
+    if swap.evicted or swap.first_load_at is not None:
         state.last_swap_ended_at = now
 
 
@@ -54,9 +55,9 @@ def is_asked_for(state: State, swap: Swap, now: float, *, goes_on_by_itself: boo
     other = granting.next_target(state, now)
     if other is not None:
         state.say("swap_retargeted", target=other.name, instead_of=swap.name)
-        swap.target, swap.name, swap.reason, swap.asker_left_at = other.variant, other.name, "request", None
-        swap.undoes_spill = False
-        swap.expected_victims = frozenset(victim.key for victim in state.residency.victims_for(other.variant))
+        plans.aim(state, swap, other.variant)
+        swap.name, swap.reason, swap.asker_left_at = other.name, "request", None
+        swap.undoes_spill = swap.withdraws = False
         if swap.phase is not Phase.DRAINING:
             # Leases on the old target were none of its victims'; they are of the new one's.
             enter(state, swap, Phase.DRAINING, now)

@@ -6,7 +6,7 @@ whose turn it is: `scheduler` begins a swap for a target.
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import bounds, evicting, failing, loading, steps
+from ollama_swap_proxy.core import bounds, evicting, failing, loading, plans, steps
 from ollama_swap_proxy.core.policy import DRAIN_SLOW_AFTER_S
 from ollama_swap_proxy.core.state import Phase, State, Swap
 from ollama_swap_proxy.core.tickets import Variant
@@ -15,9 +15,9 @@ from ollama_swap_proxy.core.tickets import Variant
 def begin(state: State, target: Variant, name: str, reason: str, now: float, *, turn_ended: str = "") -> Swap:
     """Decide a swap: from now on its victims get no new leases. ``turn_ended`` says why the turn before is over."""
     state.swaps_begun += 1
-    victims = state.residency.victims_for(target)
     swap = Swap(state.swaps_begun, target, name, reason, decided_at=now, phase_since=now)
-    swap.expected_victims = frozenset(victim.key for victim in victims)
+    plans.aim(state, swap, target)
+    residents = state.residency.residents
     state.swap = swap
     state.moved_at = now
     state.say(
@@ -26,7 +26,9 @@ def begin(state: State, target: Variant, name: str, reason: str, now: float, *, 
         options=target.options,
         reason=reason,
         turn_ended=turn_ended,
-        victims=[victim.name for victim in victims],
+        victims=[residents[key].name for key in sorted(swap.expected_victims)],
+        beside=[residents[key].name for key in sorted(swap.staying)],
+        trial=swap.trial,
         waiting=len(state.line),
     )
     if target.key in swap.expected_victims:
@@ -34,7 +36,7 @@ def begin(state: State, target: Variant, name: str, reason: str, now: float, *, 
         client = head.client if head else ""
         has = state.residency.options.get(target.key, "unknown")
         state.say("variant_reload", model=name, client=client, wanted=target.options, has=has)
-    blocking = state.leases.of_others(swap.target)
+    blocking = plans.blocking(state, swap)
     if blocking:
         state.say("drain_started", waits_for=[lease.ticket.id for lease in blocking])
     return swap
@@ -68,7 +70,7 @@ def advance(state: State, swap: Swap, now: float) -> bool:
 def _drain(state: State, swap: Swap, now: float) -> None:
     if not steps.is_asked_for(state, swap, now, goes_on_by_itself=swap.undoes_spill):
         return
-    blocking = state.leases.of_others(swap.target)
+    blocking = plans.blocking(state, swap)
     if not blocking:
         if swap.phase_since < now:
             state.say("drain_ended", took_s=round(now - swap.phase_since, 3))

@@ -37,6 +37,21 @@ class LoadRecipe:
     body: bytes
 
 
+class Traits(NamedTuple):
+    """What is known of a model whatever runs: from the catalog (``embedder``: it can only embed) and the operator.
+
+    ``pinned``: never a victim. ``priority``: the lowest leaves first. ``groups``: who it may be resident with.
+    """
+
+    embedder: bool = False
+    pinned: bool = False
+    priority: int = 0
+    groups: frozenset[str] = frozenset()
+
+
+NO_TRAITS = Traits()
+
+
 class Ticket(NamedTuple):
     """One client request that waits for its model.
 
@@ -56,6 +71,7 @@ class Ticket(NamedTuple):
     klass: TicketClass = NORMAL
     patience_s: float | None = None
     """How long it would wait, where the client said so: less than ``give_up_after_s``. 0: not at all."""
+    traits: Traits = NO_TRAITS
 
 
 @dataclass(slots=True)
@@ -78,7 +94,8 @@ class Lease:
 class Resident:
     """A model that upstream's report lists as loaded.
 
-    ``name`` is the listed one. ``expires_in_s`` is advice only: Ollama's own may lie in the past while it is busy.
+    ``name`` is the listed one, ``traits`` are those of all its names.
+    ``expires_in_s`` is advice only: Ollama's own may lie in the past while it is busy.
     """
 
     key: str
@@ -87,6 +104,7 @@ class Resident:
     size_bytes: int
     size_vram_bytes: int
     expires_in_s: float | None = None
+    traits: Traits = NO_TRAITS
 
     @property
     def spilled_bytes(self) -> int:

@@ -16,17 +16,10 @@ from ollama_swap_proxy.core.tickets import Ticket
 
 @dataclass(slots=True)
 class Turn:
-    """The stretch for which what is resident is served; bounded once others wait. Times in the scheduler's seconds.
-
-    ``idle_since`` is when the last lease of this turn ended (its beginning, where there was none).
-    """
+    """The stretch for which what is resident is served; bounded once others wait. Times in the scheduler's seconds."""
 
     began_at: float
     first_grant_at: float | None = None
-    idle_since: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.idle_since = max(self.idle_since, self.began_at)
 
 
 class End(Enum):
@@ -53,13 +46,14 @@ class Ending(NamedTuple):
 
 class Served(NamedTuple):
     """Who has the turn: ``leases`` and ``waiting`` count requests for it, ``rank`` is the highest class among those
-    who wait for it, or where nobody does among those who run; ``linger_s`` how long it is kept once it is idle and
-    somebody waits.
+    who wait for it, or where nobody does among those who run; ``idle_since`` is when its last lease ended, ``linger_s``
+    how long it is kept once it is idle and somebody waits.
     """
 
     leases: int
     waiting: int
     rank: int
+    idle_since: float
     linger_s: float
 
 
@@ -107,7 +101,7 @@ def ending(
     shortest_s = max(SHORTEST_TURN_S, 2 * swap_cost_s)
     limit_at = max(began_at, waiting_since) + (policy.turn_limit_s or shortest_s)
     if not served.leases and not served.waiting:
-        return Ending(min(max(turn.idle_since, waiting_since) + served.linger_s, limit_at), End.IDLE)
+        return Ending(min(max(served.idle_since, waiting_since) + served.linger_s, limit_at), End.IDLE)
     if turn.first_grant_at is None and served.waiting:
         return Ending(float("inf"), End.NOT_SERVED)
     due_at = waiter.arrived_at + waiter.klass.max_wait_s - swap_cost_s

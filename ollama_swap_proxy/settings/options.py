@@ -132,6 +132,19 @@ class Settings(BaseModel):
     cool_down_max_s: SecondsOrZero = 600
     """Where that doubling ends. 0: never longer than cool_down_s."""
 
+    residency: Literal["exclusive", "fit"] = "exclusive"
+    """Which models may be resident together. exclusive: one model that generates at a time, with embedders beside
+    it (see companions) and pinned models. fit: any, once they were tried together and lay wholly in GPU memory.
+    Whatever is together was tried once in each load order and is never tried again where it did not fit."""
+
+    companions: Literal["embedders", "none"] = "embedders"
+    """Who may stay beside the model that generates, with residency = "exclusive". embedders: models that can only
+    embed, once that is proven. none: nobody, the strict form."""
+
+    vram_budget_bytes: Bytes = ByteSize(0)
+    """The GPU memory that all models together may take: sets whose measured sizes exceed it are not even tried. 0:
+    not known, so that trying tells."""
+
     settle_max_s: SecondsOrZero = 6
     """The longest learned wait between an unload and the next load, for memory that comes back late. 0: never wait.
     Drivers need up to about 5 s; the wait itself is learned and starts at 0."""

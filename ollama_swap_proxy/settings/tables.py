@@ -16,6 +16,7 @@ from ollama_swap_proxy.settings.values import (
     ClientNetworks,
     ConditionName,
     Globs,
+    Groups,
     KeyHashes,
     ModelGlobs,
     PathGlobs,
@@ -87,6 +88,18 @@ class ModelTable(_Table):
 
     klass: Annotated[ClassName | None, Field(alias="class")] = None
     """The class of requests for this model for which no rule holds. Without it, default_class."""
+
+    pinned: bool = False
+    """true: never a victim ("hot"): once it is resident it stays, with whatever options it was loaded. A request
+    for a model that cannot be beside the pinned ones is refused at once, with the sizes."""
+
+    priority: Rank = 0
+    """When somebody must go, the model with the lowest priority leaves first, whatever its reload costs. 0 to 1000;
+    the default is 0."""
+
+    groups: Groups = ()
+    """Names of groups: models that share one may be resident together, whatever residency says. Their first load in
+    each order is a trial, whose failure is only logged."""
 
 
 BUILT_IN_CLASSES: Mapping[str, Mapping[str, float]] = {

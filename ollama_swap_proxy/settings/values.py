@@ -165,6 +165,10 @@ def _some(value: object) -> tuple[str, ...]:
     return found
 
 
+def _read_groups(value: object) -> tuple[str, ...]:
+    return () if value in ([], ()) else _some(value)
+
+
 _NoBool = BeforeValidator(_no_bool)
 Listen = Annotated[Address, BeforeValidator(_read_address)]
 Upstream = Annotated[URL, BeforeValidator(_read_upstream)]
@@ -179,6 +183,8 @@ Interval = Annotated[float, _NoBool, Field(ge=0.1, allow_inf_nan=False)]
 Bytes = Annotated[ByteSize, _NoBool, Field(ge=0)]
 HeaderName = Annotated[str, BeforeValidator(_read_header_name)]
 ClassName = Annotated[str, BeforeValidator(_read_class_name)]
+
+Groups = Annotated[tuple[str, ...], BeforeValidator(_read_groups)]
 
 # Conditions of a rule: one value or several, of which any will do.
 Globs = Annotated[tuple[str, ...], BeforeValidator(_read_globs)]

@@ -8,13 +8,18 @@ from ollama_swap_proxy.core.events import LoadFailure
 from ollama_swap_proxy.core.gaps import Gaps
 from ollama_swap_proxy.core.policy import Policy
 from ollama_swap_proxy.core.scheduler import Scheduler
-from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Variant
+from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Traits, Variant
 
 RECIPE = LoadRecipe("/api/generate", b"{}")
 
 
+def traits(key: str) -> Traits:
+    """Tell by its name what a model is: ``e...`` embeds, ``pin...`` is pinned."""
+    return Traits(embedder=key.startswith("e"), pinned=key.startswith("pin"))
+
+
 def resident(key: str, *, size: int = 1000, vram: int | None = None, expires_in_s: float | None = None) -> Resident:
-    return Resident(key, key, f"d-{key}", size, size if vram is None else vram, expires_in_s)
+    return Resident(key, key, f"d-{key}", size, size if vram is None else vram, expires_in_s, traits(key))
 
 
 class NobodyComesBack(Gaps):
@@ -62,7 +67,9 @@ class Desk:
         patience_s: float | None = None,
     ) -> int:
         self._ids += 1
-        ticket = Ticket(self._ids, Variant(key, options), key, self.now, recipe, client, briefly, klass, patience_s)
+        ticket = Ticket(
+            self._ids, Variant(key, options), key, self.now, recipe, client, briefly, klass, patience_s, traits(key)
+        )
         self.tell(events.Arrived(ticket))
         return ticket.id
 

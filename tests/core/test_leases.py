@@ -16,8 +16,8 @@ def test_leases_are_counted_by_key_whatever_their_variant() -> None:
         leases.add(each)
     assert [leases.running(key) for key in "abc"] == [2, 1, 0]
     assert [leases.has_room("a", most) for most in (2, 3)] == [False, True]
-    assert leases.end(1) is not None
-    assert leases.end(1) is None
+    assert leases.end(1, 1.0) is not None
+    assert leases.end(1, 1.0) is None
     assert [leases.running(key) for key in "ab"] == [1, 1]
     assert [each.ticket.id for each in leases] == [2, 3]
     assert (len(leases), 1 in leases, 2 in leases) == (2, False, True)
@@ -38,15 +38,18 @@ def test_beside_a_lease_that_loads_its_model_there_is_no_room() -> None:
 def test_a_loader_that_ends_loads_no_longer() -> None:
     leases = Leases()
     leases.add(lease(1, "a", loads=True))
-    leases.end(1)
+    leases.end(1, 1.0)
     assert leases.loader("a") is None
     assert leases.has_room("a", 1)
 
 
-def test_the_leases_of_others_are_those_of_every_other_variant() -> None:
+def test_a_model_is_idle_since_its_last_lease_ended() -> None:
     leases = Leases()
-    for each in (lease(1, "a"), lease(2, "a", "num_ctx=1"), lease(3, "b")):
+    assert leases.idle_since("a") is None
+    for each in (lease(1, "a"), lease(2, "a")):
         leases.add(each)
-    assert [each.ticket.id for each in leases.of_others(Variant("a"))] == [2, 3]
-    assert leases.get(3) in leases.of_others(Variant("a"))
+    leases.end(1, 3.0)
+    assert leases.idle_since("a") is None
+    leases.end(2, 4.0)
+    assert leases.idle_since("a") == 4.0
     assert leases.get(None) is None

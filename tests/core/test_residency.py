@@ -1,11 +1,11 @@
-"""What reports change, when a view is fresh, and who must go for whom."""
+"""What reports change, and when a view is fresh."""
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core.residency import Residency, may_be_together
+from ollama_swap_proxy.core.residency import Residency
 from ollama_swap_proxy.core.tickets import Report, Resident, Variant
 
-A, B = Variant("a"), Variant("b")
+A = Variant("a")
 
 
 def _resident(key: str, vram: int = 100, expires_in_s: float | None = None) -> Resident:
@@ -16,13 +16,6 @@ def _view(*keys: str, at: float = 1.0) -> Residency:
     view = Residency()
     view.take_in(Report(at, tuple(map(_resident, keys))), at)
     return view
-
-
-def test_residency_is_exclusive() -> None:
-    assert may_be_together([A])
-    assert may_be_together([A, A])
-    assert not may_be_together([A, B])
-    assert not may_be_together([A, Variant("a", "num_ctx=1")])
 
 
 def test_a_report_says_who_appeared_and_who_is_gone() -> None:
@@ -80,14 +73,6 @@ def test_a_report_from_before_the_load_does_not_make_its_options_forgotten() -> 
     view.take_in(Report(4.9, ()), 5.1)
     view.take_in(Report(5.2, (_resident("a"),)), 5.2)
     assert view.holds(A)
-
-
-def test_everybody_else_must_go_and_the_target_itself_only_with_other_options() -> None:
-    view = _view("b", "a")
-    assert [r.key for r in view.victims_for(A)] == ["b"]
-    view.learn_options(Variant("a", "num_ctx=1"), 1.0)
-    assert [r.key for r in view.victims_for(A)] == ["a", "b"]
-    assert [r.key for r in view.victims_for(Variant("c"))] == ["a", "b"]
 
 
 def test_a_foreign_resident_may_be_tried_only_when_it_is_alone() -> None:

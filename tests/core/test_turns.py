@@ -11,8 +11,8 @@ from ollama_swap_proxy.core.turns import End, Ending, Served, Turn, ending, firs
 
 NEVER = float("-inf")
 HIGH, NORMAL, LOW = TicketClass("high", 20, 60.0), TicketClass("normal", 10, 120.0), TicketClass("low", 0, 600.0)
-IDLE = Served(leases=0, waiting=0, rank=10, linger_s=0.0)
-BUSY = Served(leases=2, waiting=3, rank=10, linger_s=0.0)
+IDLE = Served(leases=0, waiting=0, rank=10, idle_since=0.0, linger_s=0.0)
+BUSY = Served(leases=2, waiting=3, rank=10, idle_since=0.0, linger_s=0.0)
 
 
 def _waiter(number: int, arrived_at: float, klass: TicketClass = NORMAL) -> Ticket:
@@ -82,10 +82,11 @@ def test_a_waiter_that_nears_its_maximum_ends_a_longer_turn_but_not_one_below_th
 
 
 def test_an_idle_model_keeps_its_turn_for_its_linger_but_not_past_the_limit() -> None:
-    turn = Turn(0.0, first_grant_at=0.0, idle_since=7.0)
-    assert _ending(turn, _waiter(1, 3.0), IDLE) == (7.0, End.IDLE)
-    assert _ending(turn, _waiter(1, 3.0), IDLE._replace(linger_s=2.0)) == (9.0, End.IDLE)
-    assert _ending(turn, _waiter(1, 0.0), IDLE._replace(linger_s=20.0)) == (10.0, End.IDLE)
+    turn, idle = Turn(0.0, first_grant_at=0.0), IDLE._replace(idle_since=7.0)
+    assert _ending(turn, _waiter(1, 3.0), idle) == (7.0, End.IDLE)
+    assert _ending(turn, _waiter(1, 8.0), idle) == (8.0, End.IDLE)
+    assert _ending(turn, _waiter(1, 3.0), idle._replace(linger_s=2.0)) == (9.0, End.IDLE)
+    assert _ending(turn, _waiter(1, 0.0), idle._replace(linger_s=20.0)) == (10.0, End.IDLE)
 
 
 def test_whom_a_model_was_loaded_for_is_served_before_the_turn_can_end() -> None:

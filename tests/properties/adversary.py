@@ -85,6 +85,7 @@ class Adversary:
     load_ended_at: float = float("-inf")
     observed_at_once: int = 0
     stopping: bool = False
+    idle_since: float = 0.0
     next_id: int = 1
     steps: int = 0
     sound: bool = True
@@ -243,7 +244,7 @@ class Adversary:
             return False
         ending = granting.turn_ending(self.state, target)
         cost_s = self.state.forecast.swap_cost_s(target.variant)
-        since = max(self.state.turn.idle_since, min(ticket.arrived_at for ticket in self.waiting.values()))
+        since = max(self.idle_since, min(ticket.arrived_at for ticket in self.waiting.values()))
         return ending.why is End.IDLE and self.now < ending.at <= since + cost_s
 
     # --- facts ------------------------------------------------------------------------------------------------------
@@ -289,6 +290,7 @@ class Adversary:
         del self.leases[ticket_id]
         self.loading_leases.discard(ticket_id)
         self.ended.add(ticket_id)
+        self.idle_since = self.now
         self.tell(events.Released(ticket_id, failed))
 
     def listed(self) -> tuple[Resident, ...]:

@@ -1,0 +1,48 @@
+"""Loads beside models that stay: what they showed, and what becomes of a set that did not fit.
+
+Owns the end of a trial. Must not choose who stays (`plans`) nor remember what was shown (`proofs`).
+"""
+
+from __future__ import annotations
+
+from ollama_swap_proxy.core import steps
+from ollama_swap_proxy.core.proofs import Lesson, Outcome, judge
+from ollama_swap_proxy.core.state import Phase, State, Swap
+
+
+def judge_load(state: State, swap: Swap, now: float) -> Outcome:
+    """Learn from the report after a load of ours whether its target and those that were to stay fit together.
+
+    A companion whose time to live was over, or that vanished for another reason before the load, decides nothing.
+    """
+    members = [swap.target, *swap.beside]
+    residents = state.residency.residents
+    lost = sorted(key for key in swap.staying if key not in residents)
+    may_have_expired = any(swap.stay_until.get(key, float("inf")) <= now for key in lost)
+    outcome = judge(members, residents, disturbed=may_have_expired)
+    lesson = state.proofs.note(members, swap.target.key, outcome, trial=swap.trial)
+    state.plans.clear()
+    if lesson is not Lesson.NOTHING:
+        names = {key: resident.name for key, resident in residents.items()}
+        state.say(
+            "company_judged",
+            warning=outcome is Outcome.FAILED,
+            model=swap.name,
+            beside=[names.get(key, key) for key in sorted(swap.staying)],
+            outcome=lesson.value,
+            lost=lost,
+        )
+    return outcome
+
+
+def part(state: State, swap: Swap, now: float) -> None:
+    """End a trial whose members do not fit: the target is loaded anew, alone; beside a pin it goes again instead."""
+    pinned = any(state.traits[key].pinned for key in swap.staying if key in state.traits)
+    swap.withdraws = pinned
+    swap.expected_victims = frozenset({swap.target.key}) | (frozenset() if pinned else swap.staying)
+    swap.staying = swap.staying if pinned else frozenset()
+    swap.trial = pinned
+    swap.beside = ()
+    swap.undoes_spill = True
+    steps.look_again(swap, now)
+    steps.enter(state, swap, Phase.DRAINING, now)

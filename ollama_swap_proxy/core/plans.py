@@ -1,0 +1,128 @@
+"""Who must go and who may stay for a target: the residency policy, asked about what is resident now.
+
+Owns the way from what we remember to the members that the policy speaks of, and what a swap is aimed at. Must not say
+what may be together (`together`), choose (`victims`) or evict (`evicting`).
+"""
+
+from __future__ import annotations
+
+from ollama_swap_proxy.core.policy import VARIANTS_KEPT
+from ollama_swap_proxy.core.proofs import UNKNOWN_OPTIONS
+from ollama_swap_proxy.core.state import State, Swap
+from ollama_swap_proxy.core.tickets import NO_TRAITS, Lease, Resident, Traits, Variant
+from ollama_swap_proxy.core.together import Facts, Member
+from ollama_swap_proxy.core.victims import Impossible, Victims, choose_victims
+
+
+def plan(state: State, target: Variant) -> Victims | Impossible:
+    """Say who must go for this target, by the last report; kept until the next one."""
+    known = state.plans.get(target)
+    if known is None:
+        known = state.plans[target] = _plan(state, target)
+    return known
+
+
+def evicted(state: State, target: Variant) -> list[Resident]:
+    """Return the residents that must go before the target may be loaded or tried, in a stable order."""
+    chosen = plan(state, target)
+    keys = {member.key for member in chosen.evicted} if isinstance(chosen, Victims) else set()
+    return [resident for key, resident in sorted(state.residency.residents.items()) if key in keys]
+
+
+def staying(state: State, target: Variant) -> frozenset[str]:
+    """Return the keys of those that stay beside the target."""
+    chosen = plan(state, target)
+    if isinstance(chosen, Impossible):
+        return frozenset()
+    return frozenset(member.key for member in chosen.answer.members) - {target.key}
+
+
+def is_trial(state: State, target: Variant) -> bool:
+    """Say whether loading the target beside those that stay is a trial: then they are closed and drained, too."""
+    chosen = plan(state, target)
+    return isinstance(chosen, Victims) and chosen.answer.trial
+
+
+def aim(state: State, swap: Swap, target: Variant) -> None:
+    """Point a swap at a target: who goes, who stays, and whether that is a trial."""
+    swap.target = target
+    swap.expected_victims = frozenset(victim.key for victim in evicted(state, target))
+    swap.staying = staying(state, target)
+    swap.trial = is_trial(state, target)
+
+
+def blocking(state: State, swap: Swap) -> list[Lease]:
+    """Return the leases that must end before anything is evicted or loaded for a swap."""
+    return leases_in_the_way(state, swap.target, frozenset() if swap.trial else swap.staying)
+
+
+def leases_in_the_way(state: State, target: Variant, spared: frozenset[str]) -> list[Lease]:
+    """Return the leases of all variants but the target, and but those of the keys that are spared."""
+    return [
+        lease for lease in state.leases if lease.ticket.variant != target and lease.ticket.variant.key not in spared
+    ]
+
+
+def in_the_way(state: State, swap: Swap) -> list[Resident]:
+    """Return who is listed and neither stays nor is the target: those who must go, and newcomers.
+
+    The target's own key is one of them only where it is known to have other options.
+    """
+    residency, target = state.residency, swap.target
+    found = []
+    for key, resident in sorted(residency.residents.items()):
+        if key == target.key:
+            must_go = residency.options.get(key, target.options) != target.options
+        else:
+            must_go = key not in swap.staying
+        if must_go:
+            found.append(resident)
+    return found
+
+
+def is_closed(state: State, key: str) -> bool:
+    """Say whether a model gets no leases because of the swap under way: its victims, and whoever is part of a trial."""
+    swap = state.swap
+    return swap is not None and (swap.trial or key not in swap.staying or not swap.admits_companions)
+
+
+def note_traits(state: State, key: str, traits: Traits) -> None:
+    """Take note of what is known of a model."""
+    if state.traits.get(key, NO_TRAITS) == traits:
+        return
+    state.traits[key] = traits
+    state.plans.clear()
+    if len(state.traits) > VARIANTS_KEPT:
+        state.traits = {known: each for known, each in state.traits.items() if known in state.residency.residents}
+
+
+def members(state: State, keys: frozenset[str]) -> tuple[Variant, ...]:
+    """Return these residents as the variants that proofs speak of."""
+    return tuple(Variant(key, state.residency.options.get(key, UNKNOWN_OPTIONS)) for key in sorted(keys))
+
+
+def _plan(state: State, target: Variant) -> Victims | Impossible:
+    residents = [
+        _member(state, Variant(key, state.residency.options.get(key, UNKNOWN_OPTIONS)), resident.name)
+        for key, resident in state.residency.residents.items()
+        if key != target.key or state.residency.options.get(key, target.options) != target.options
+    ]
+    policy = state.policy
+    facts = Facts(state.proofs, policy.residency, policy.companions, policy.vram_budget_bytes or None)
+    name = state.recipes[target][0] if target in state.recipes else str(target)
+    return choose_victims(_member(state, target, name), residents, facts, state.residency.at)
+
+
+def _member(state: State, variant: Variant, name: str) -> Member:
+    traits = state.traits.get(variant.key, NO_TRAITS)
+    return Member(
+        variant,
+        name,
+        size_bytes=state.sizes.get(variant),
+        embedder=traits.embedder,
+        pinned=traits.pinned,
+        priority=traits.priority,
+        groups=traits.groups,
+        reload_cost_s=state.forecast.swap_cost_s(variant),
+        idle_since=state.leases.idle_since(variant.key),
+    )

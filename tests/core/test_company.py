@@ -1,0 +1,191 @@
+"""Models that stay beside others: trials, proofs, and what becomes of a set that does not fit."""
+
+from __future__ import annotations
+
+import pytest
+
+from ollama_swap_proxy.core import commands
+from ollama_swap_proxy.core.policy import Policy
+from ollama_swap_proxy.core.tickets import Resident
+from tests.core.desk import Desk, resident
+
+
+def _desk(policy: Policy | None = None) -> Desk:
+    """Return a desk on which the embedder ``e`` is resident and idle."""
+    desk = Desk(policy)
+    desk.release(desk.serve("e"))
+    return desk
+
+
+def _try_beside(desk: Desk, key: str, *seen: str | Resident) -> int:
+    """Load a model beside what is resident; the report after it shows ``seen``."""
+    asked = desk.arrive(key)
+    desk.later(6.1)
+    while desk.phase not in {"loading", None}:
+        desk.report(*desk.state.residency.residents)
+        desk.later(0.1)
+    desk.loaded(key)
+    desk.report(*seen)
+    return asked
+
+
+def _proven() -> Desk:
+    desk = _desk()
+    desk.release(_try_beside(desk, "a", "e", "a"))
+    return desk
+
+
+def test_a_pair_that_fits_is_tried_once_and_then_resident_together():
+    desk = _desk()
+    asked = _try_beside(desk, "a", "e", "a")
+    assert desk.evicted() == []
+    assert desk.said("company_judged")[-1]["outcome"] == "proven"
+    assert asked in desk.granted()
+    both = [desk.arrive("e"), desk.arrive("a")]
+    assert set(both) <= set(desk.granted())
+
+
+def test_a_trial_waits_for_everybody_in_the_set_and_until_memory_must_be_back():
+    desk = Desk()
+    desk.release(desk.serve("b"))
+    embedding = desk.arrive("e")
+    desk.later(0.06)
+    desk.report()
+    desk.later(6.1)
+    desk.report()
+    desk.loaded("e")
+    desk.report("e")
+    assert embedding in desk.granted()
+    desk.arrive("a")
+    assert desk.phase is None  # the embedder has the turn
+    desk.later(10.1)
+    desk.report("e")
+    assert desk.phase == "draining"
+    late = desk.arrive("e")
+    assert late not in desk.granted()
+    desk.release(embedding)
+    assert desk.phase in {"evicting", "settling", "loading"}
+
+
+def test_a_load_by_a_proof_drains_nobody_and_companions_go_on_being_served():
+    desk = _proven()
+    desk.report("e")
+    desk.release(_try_beside(desk, "b", "e", "b"))
+    embedding = desk.arrive("e")
+    desk.report("e", "b")
+    desk.arrive("a")
+    assert desk.evicted() == ["b"]
+    more = desk.arrive("e")
+    assert {embedding, more} <= set(desk.granted())
+    assert desk.said("swap_decided")[-1]["beside"] == ["e"]
+
+
+def test_a_companion_is_not_granted_between_the_load_and_the_report_that_shows_what_it_left():
+    desk = _proven()
+    desk.report("e")  # its time was over
+    desk.arrive("a")
+    assert desk.phase == "loading"
+    first = desk.arrive("e")
+    desk.loaded("a")
+    second = desk.arrive("e")
+    assert first in desk.granted()
+    assert second not in desk.granted()
+    desk.report("e", "a")
+    assert second in desk.granted()
+
+
+def test_a_target_that_spills_in_a_trial_is_loaded_anew_alone():
+    desk = _desk()
+    asked = _try_beside(desk, "a", "e", resident("a", vram=500))
+    assert desk.said("company_judged")[-1]["outcome"] == "failed"
+    assert desk.evicted() == ["e"]
+    desk.later(0.06)
+    desk.report(resident("a", vram=500))
+    assert desk.evicted() == ["e", "a"]
+    desk.later(0.06)
+    desk.report()
+    desk.later(6.1)
+    desk.report()
+    desk.loaded("a")
+    desk.report("a")
+    assert asked in desk.granted()
+
+
+def test_a_companion_that_was_lost_is_tried_in_the_other_order_and_then_never_again():
+    desk = _desk()
+    asked = _try_beside(desk, "a", "a")
+    assert desk.said("company_judged")[-1]["lost"] == ["e"]
+    desk.release(asked)
+    desk.release(_try_beside(desk, "e", "e"))
+    assert desk.said("company_judged")[-1]["outcome"] == "refused"
+    desk.arrive("a")
+    assert desk.evicted() == ["e"]
+    assert desk.said("swap_decided")[-1]["trial"] is False
+
+
+def test_a_companion_whose_time_was_over_during_the_load_decides_nothing():
+    desk = _desk()
+    desk.report(resident("e", expires_in_s=5.0))
+    _try_beside(desk, "a", "a")
+    assert desk.said("company_judged")[-1]["outcome"] == "undecided"
+
+
+def test_a_proof_is_revoked_by_a_later_spill():
+    desk = _proven()
+    desk.report("e")
+    _try_beside(desk, "a", "e", resident("a", vram=500))
+    assert desk.said("company_judged")[-1]["outcome"] == "revoked"
+
+
+@pytest.mark.parametrize("companions", ["none"])
+def test_the_strict_form_keeps_one_model_at_a_time(companions):
+    desk = _desk(Policy(companions=companions))
+    desk.arrive("a")
+    assert desk.evicted() == ["e"]
+
+
+def test_with_fit_two_generating_models_are_tried_together():
+    desk = Desk(Policy(residency="fit"))
+    desk.release(desk.serve("a"))
+    _try_beside(desk, "b", "a", "b")
+    assert desk.evicted() == []
+    assert desk.said("company_judged")[-1]["outcome"] == "proven"
+
+
+def test_what_cannot_be_beside_a_pin_is_refused_at_once_with_the_numbers():
+    desk = Desk(Policy(residency="fit", vram_budget_bytes=1500 * 2**20))
+    desk.release(desk.serve("b"))
+    asked = desk.arrive("pin")
+    desk.later(0.06)
+    desk.report()
+    desk.later(6.1)
+    desk.report()
+    desk.loaded("pin")
+    desk.report(resident("pin", size=1000 * 2**20))
+    desk.release(asked)
+    desk.state.sizes[next(iter(v for v in desk.state.recipes if v.key == "b"))] = 1000 * 2**20
+    refused = desk.arrive("b")
+    rejection = desk.rejected()[refused]
+    assert rejection.code == "pinned_out"
+    assert "pin (1000 MiB)" in rejection.message
+    assert "1500 MiB" in rejection.message
+
+
+def test_a_newcomer_that_spills_beside_a_pin_goes_again():
+    desk = Desk()
+    desk.release(desk.serve("pin"))
+    _try_beside(desk, "a", "pin", resident("a", vram=500))
+    assert desk.evicted() == ["a"]
+    desk.later(0.06)
+    desk.report("pin")
+    assert desk.said("swap_ended")[-1]["outcome"] == "did_not_fit"
+
+
+def test_a_companion_alone_does_not_end_the_turn_of_what_it_stays_beside():
+    desk = _proven()
+    running = desk.arrive("a")
+    desk.arrive("e")
+    desk.report("a", "e")
+    assert desk.state.swap is None
+    assert running in desk.granted()
+    assert not [c for c in desk.out if isinstance(c, commands.Evict)]

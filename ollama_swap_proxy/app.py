@@ -124,22 +124,20 @@ class App:
                 intent = await read_intent(endpoint, request.message.path, request.headers, stored)
                 kept = stored.as_bytes() if stored.in_memory else stored
             journey.model = intent.name or intent.model
-            entry = None
+            entry, plan = None, None
             if intent.kind is Kind.LEASE:
-                entry = self._resident(endpoint, intent) or await self._find(intent.name)
-            ticket = self._ticket(endpoint, intent, entry, journey)
+                entry = self._catalog.cached(intent.name)
+                plan = self._plan(endpoint, intent, entry) if entry else None
+                if plan is None or not self._gate.serves(plan.variant):  # not resident, for all we know
+                    entry = await self._find(intent.name)
+                    plan = self._plan(endpoint, intent, entry) if entry else None
+            ticket = self._ticket(endpoint, intent, entry, plan, journey)
             if ticket is None:
                 return await self._pass_on(request, intent, kept, journey)
             return await self._leased(request, ticket, kept, journey)
         finally:
             if stored is not None:
                 stored.close()
-
-    def _resident(self, endpoint: Endpoint, intent: Intent) -> Entry | None:
-        """Return what we know of a model that is resident for all we know, else None: then look it up."""
-        entry = self._catalog.cached(intent.name)
-        served = entry is not None and self._gate.serves(self._plan(endpoint, intent, entry).variant)
-        return entry if served else None
 
     async def _find(self, name: str) -> Entry | None:
         """Look a model up that is not known to be resident, or not known at all."""
@@ -164,18 +162,17 @@ class App:
                 self._gate.tell(events.ViewOutdated("a request that we took for one that loads nothing was answered"))
 
     async def _leased(self, request: ClientRequest, ticket: Ticket, body: Body | bytes, journey: Journey) -> Answer:
-        held = self._gate.ask(ticket)
+        exchange = journey.exchange
+        held = self._gate.ask(ticket, exchange)
         if held is None:
             request.client.begin_waiting()
             try:
-                held = await self._gate.wait(ticket)
+                held = await self._gate.wait(ticket, exchange)
             finally:
                 request.client.end_waiting()
         journey.waited_s, journey.swapped = held.granted_at - ticket.arrived_at, held.swapped
-        exchange = journey.exchange
         failed = True
         try:
-            self._gate.watch(held, exchange)
             answer = await self._relay.forward(
                 request,
                 body,
@@ -194,18 +191,19 @@ class App:
         finally:
             self._gate.release(held, failed=failed)
 
-    def _ticket(self, endpoint: Endpoint, intent: Intent, entry: Entry | None, journey: Journey) -> Ticket | None:
+    def _ticket(
+        self, endpoint: Endpoint, intent: Intent, entry: Entry | None, plan: Plan | None, journey: Journey
+    ) -> Ticket | None:
         """Return the ticket of a request, or None (and why, in the journey) where it needs no lease."""
         if intent.kind is not Kind.LEASE:
             journey.why = intent.reason or intent.kind.value
-        elif entry is None:
+        elif entry is None or plan is None:
             journey.why = "unknown model"
         elif entry.remote:
             journey.why = "remote model"
         elif surely_refused_by(intent, entry.capabilities or None):
             journey.why = f"{endpoint.path} is not among the model's capabilities"
         else:
-            plan = self._plan(endpoint, intent, entry)
             keep_alive_s = intent.keep_alive_s
             return Ticket(
                 id=journey.id,

@@ -22,7 +22,6 @@ from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.core.snapshot import Snapshot
 from ollama_swap_proxy.core.tickets import Ticket
 from ollama_swap_proxy.errors import ProxyError
-from ollama_swap_proxy.prompt import Prompt
 from ollama_swap_proxy.upstream.catalog import Catalog
 from ollama_swap_proxy.upstream.control import Control, ControlError
 from ollama_swap_proxy.upstream.eviction import evict
@@ -70,7 +69,7 @@ class Gate:
         self._log = structlog.get_logger("gate")
         self._events: deque[events.Event] = deque()
         self._handling = False
-        self._waiting: dict[int, Prompt[commands.Grant | commands.Reject]] = {}
+        self._waiting: dict[int, asyncio.Future[commands.Grant | commands.Reject]] = {}
         self._decided: dict[int, commands.Grant | commands.Reject] = {}
         self._held: dict[int, Held] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -79,10 +78,11 @@ class Gate:
         self._identified = False
 
     # --- for requests -----------------------------------------------------------------------------------------------
-    def ask(self, ticket: Ticket) -> Held | None:
+    def ask(self, ticket: Ticket, moving: Moving | None = None) -> Held | None:
         """Put a ticket in that arrives now (`arrived_at`: the loop's time); return the lease if there is one at once.
 
-        Else return None: then `wait` for it, in the same step.
+        Else return None: then `wait` for it, in the same step. The bytes of ``moving`` are followed as long as it has
+        the lease, so that a slow answer is told from a stuck one.
 
         Raises:
             ProxyError: the ticket was rejected.
@@ -90,41 +90,38 @@ class Gate:
         self.tell(events.Arrived(ticket), ticket.arrived_at)
         decision = self._decided.pop(ticket.id, None)
         if decision is None:
-            self._waiting[ticket.id] = Prompt(self._loop)
+            self._waiting[ticket.id] = self._loop.create_future()
             return None
-        return self._hold(ticket, decision, ticket.arrived_at)
+        return self._hold(ticket, decision, ticket.arrived_at, moving)
 
-    async def wait(self, ticket: Ticket) -> Held:
+    async def wait(self, ticket: Ticket, moving: Moving | None = None) -> Held:
         """Wait for a ticket that `ask` put in. Cancel it when the client leaves: the ticket is gone at once.
 
         Raises:
             ProxyError: the ticket was rejected.
         """
-        prompt = self._waiting[ticket.id]
+        waiter = self._waiting[ticket.id]
         try:
-            decision = await prompt
+            decision = await waiter
         except asyncio.CancelledError:
             # The client may leave in the very step in which its ticket is granted: then it is a lease that ends.
-            granted = prompt.done() and not prompt.cancelled() and isinstance(prompt.result(), commands.Grant)
+            granted = waiter.done() and not waiter.cancelled() and isinstance(waiter.result(), commands.Grant)
             self.tell(events.Released(ticket.id) if granted else events.Abandoned(ticket.id))
             raise
         finally:
             self._waiting.pop(ticket.id, None)
-        return self._hold(ticket, decision, self._loop.time())
+        return self._hold(ticket, decision, self._loop.time(), moving)
 
-    def _hold(self, ticket: Ticket, decision: commands.Grant | commands.Reject, now: float) -> Held:
+    def _hold(
+        self, ticket: Ticket, decision: commands.Grant | commands.Reject, now: float, moving: Moving | None
+    ) -> Held:
         if isinstance(decision, commands.Reject):
             rejection = decision.rejection
             raise ProxyError(rejection.code, rejection.status, rejection.message, rejection.retry_after_s)
-        held = Held(ticket, now, decision.swapped, decision.loads)
-        self._held[ticket.id] = held
-        return held
-
-    def watch(self, held: Held, moving: Moving) -> None:
-        """Follow the bytes of a leased request, so that a slow answer is told from a stuck one."""
-        held.moving = moving
+        held = self._held[ticket.id] = Held(ticket, now, decision.swapped, decision.loads, moving)
         if self._progress is None:
             self._progress = self._loop.call_later(PROGRESS_INTERVAL_S, self._tell_progress)
+        return held
 
     def first_byte(self, held: Held, _status: int = 200) -> None:
         """Tell at once that the answer began, with any status: needed of a request by which Ollama loads the model."""
@@ -194,11 +191,11 @@ class Gate:
                 (self._log.warning if warning else self._log.info)(name, **fields)
 
     def _decide(self, decision: commands.Grant | commands.Reject) -> None:
-        prompt = self._waiting.get(decision.ticket_id)
-        if prompt is None:
+        waiter = self._waiting.get(decision.ticket_id)
+        if waiter is None:
             self._decided[decision.ticket_id] = decision
-        elif not prompt.done():
-            prompt.tell(decision)  # its request may go on in here; what it tells waits in the queue meanwhile
+        elif not waiter.done():
+            waiter.set_result(decision)
         elif isinstance(decision, commands.Grant):
             self._events.append(events.Released(decision.ticket_id))  # its client left in this very step
 

@@ -42,10 +42,11 @@ class Prompt(Generic[T]):
         self._is_done = True
 
     def tell(self, result: T) -> None:
-        """Say what came, and let the waiting task go on: `set_result` and `wake` in one."""
-        self._result = result
-        self._is_done = True
-        self.wake()
+        """Say what came, and let the waiting task go on; do nothing if something came before."""
+        if not self._is_done:
+            self._result = result
+            self._is_done = True
+            self.wake()
 
     def wake(self) -> None:
         """Run the waiting task until it waits for something else; from within another task, as soon as possible."""
@@ -67,9 +68,8 @@ class Prompt(Generic[T]):
 
     # --- what asyncio's tasks ask of a future ---
 
-    def get_loop(self) -> asyncio.AbstractEventLoop:
-        """Return the loop it belongs to."""
-        return self._loop
+    get_loop = staticmethod(asyncio.get_running_loop)
+    """Return the loop of the task that waits; it runs while that is asked."""
 
     def add_done_callback(self, wakeup: Callable[[Any], object], *, context: Context | None = None) -> None:
         """Take the wakeup of the task that waits."""

@@ -88,6 +88,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_when_lost",
         "_writable",
         "idle_since",
+        "reading_held",
         "transport",
         "write_paused",
     )
@@ -105,10 +106,14 @@ class UpstreamConnection(asyncio.Protocol):
         self._writable: asyncio.Future[None] | None = None
         self._poll: select.poll | None = None
         self.idle_since = 0.0
+        self.reading_held = False
         self.transport: asyncio.Transport | None = None
 
-    def expect_answer(self, sink: AnswerSink, *, has_body: bool) -> None:
-        """Make ``sink`` the taker of the next answer; ``has_body`` is False for HEAD. Call it in the step you write."""
+    def ask(self, data: bytes, sink: AnswerSink, *, has_body: bool) -> None:
+        """Send a request, or its beginning; ``sink`` takes its answer. ``has_body`` is False for HEAD."""
+        if self.transport is not None:
+            self.transport.write(data)
+        # All else comes behind the write: upstream is at work meanwhile.
         self._sink = sink
         self._payload = None
         self._held = b""
@@ -132,7 +137,7 @@ class UpstreamConnection(asyncio.Protocol):
         return 0 if self._payload is None else self._payload.total_bytes
 
     def write(self, data: bytes) -> None:
-        """Send bytes of the request; they wait in memory when the socket is full (see ``writable``)."""
+        """Send more of the request; it waits in memory when the socket is full (see ``writable``)."""
         if self.transport is not None:
             self.transport.write(data)
 
@@ -150,11 +155,13 @@ class UpstreamConnection(asyncio.Protocol):
 
     def hold_reading(self) -> None:
         """Read no more of the answer for now: its client is slow."""
+        self.reading_held = True
         if self.transport is not None:
             self.transport.pause_reading()
 
     def go_on_reading(self) -> None:
         """Read again."""
+        self.reading_held = False
         if self.transport is not None:
             self.transport.resume_reading()
 

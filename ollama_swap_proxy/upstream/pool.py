@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+import time
 from collections import deque
 from typing import Final
 
@@ -38,7 +39,7 @@ class UpstreamPool:
         """Return the idle connection used last, if it is surely alive, else None."""
         while self._idle:
             connection = self._idle.pop()
-            if self._loop.time() - connection.idle_since < self._idle_limit_s and connection.is_surely_alive():
+            if time.monotonic() - connection.idle_since < self._idle_limit_s and connection.is_surely_alive():
                 return connection
             connection.abort()
         return None
@@ -62,8 +63,9 @@ class UpstreamPool:
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """Keep a connection, whose answer has ended, for the next request."""
-        connection.go_on_reading()
-        connection.idle_since = self._loop.time()
+        if connection.reading_held:
+            connection.go_on_reading()
+        connection.idle_since = time.monotonic()
         self._idle.append(connection)
         while connection.idle_since - self._idle[0].idle_since >= self._idle_limit_s:
             self._idle.popleft().abort()

@@ -102,36 +102,42 @@ class Relay:
         reused = self._pool.take()
         while True:
             record.upstream_reused = reused is not None
-            crossing = _Crossing(self._loop, request, record, on_response_head, unbuffered=unbuffered)
+            connection = reused or await self._connect()
+            crossing = _Crossing(self._loop, connection, request, record, on_response_head, unbuffered=unbuffered)
             try:
-                connection = reused or await self._pool.connect()
-                try:
-                    crossing.begin(connection, head, source)
-                    await crossing.done
-                except BaseException:
-                    connection.abort()
-                    raise
-                finally:
-                    if (unfinished := crossing.end()) is not None:
-                        connection.abort()  # now: a cancel may come while we wait
-                        await asyncio.wait({unfinished})
-                if crossing.failure is not None:
-                    connection.abort()
-                    raise crossing.failure
+                crossing.begin(head, source)
+                if (failure := await crossing.done) is not None:
+                    raise failure  # noqa: TRY301 - one of ours, or one of the client's body: told apart below
                 break
             except UpstreamFailed as failed:
-                if crossing.begun:
+                if record.first_byte_at is not None:
                     record.cut = True
                     break
                 if reused is None or not crossing.repeatable:
-                    text = f"upstream {self._url} gave no answer: {failed}"
-                    raise ProxyError("upstream_down", 502, text, retry_after_s=5) from failed
+                    raise self._down(failed) from failed
                 reused = None
+            except BaseException:
+                connection.abort()
+                raise
+            finally:
+                if (unfinished := crossing.end()) is not None:
+                    connection.abort()  # now: a cancel may come while we wait
+                    await asyncio.wait({unfinished})
         if crossing.reusable:
             self._pool.give_back(connection)
         else:
             connection.abort()
         return crossing.answer()
+
+    async def _connect(self) -> UpstreamConnection:
+        try:
+            return await self._pool.connect()
+        except UpstreamFailed as failed:
+            raise self._down(failed) from failed
+
+    def _down(self, failed: UpstreamFailed) -> ProxyError:
+        text = f"upstream {self._url} gave no answer: {failed}"
+        return ProxyError("upstream_down", 502, text, retry_after_s=5)
 
     async def close(self) -> None:
         """Close all upstream connections."""
@@ -144,7 +150,6 @@ class _Crossing:
     __slots__ = (
         "_all_sent",
         "_client",
-        "_client_finished",
         "_connection",
         "_content",
         "_loop",
@@ -154,15 +159,14 @@ class _Crossing:
         "_record",
         "_sending",
         "_unbuffered",
-        "begun",
         "done",
-        "failure",
         "repeatable",
     )
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        connection: UpstreamConnection,
         request: ClientRequest,
         record: Exchange,
         on_head: Callable[[int], None] | None,
@@ -170,6 +174,7 @@ class _Crossing:
         unbuffered: bool,
     ) -> None:
         self._loop = loop
+        self._connection = connection
         self._client = request.client
         self._message = request.message
         self._content = request.content
@@ -177,22 +182,18 @@ class _Crossing:
         self._unbuffered = unbuffered
         self._on_head = on_head
         self._sending: asyncio.Task[None] | None = None
-        self.done: Prompt[None] = Prompt(loop)
-        self.failure: BaseException | None = None
-        self._connection: UpstreamConnection | None = None
-        self._persistent = False
+        self.done: Prompt[BaseException | None] = Prompt(loop)
+        self._persistent: bool | None = None
         self._all_sent = False
-        self._client_finished = False
-        self.begun = False
         self.repeatable = False
 
-    def begin(self, connection: UpstreamConnection, head: bytes, body: StreamReader | KeptBody | bytes) -> None:
-        """Send the request, a body that is not all here yet by a task. Then wait for ``done``, and call ``end``."""
-        self._connection = connection
+    def begin(self, head: bytes, body: StreamReader | KeptBody | bytes) -> None:
+        """Send the request, a body that is not all here yet by a task.
+
+        Then wait for ``done``, which says why there is no whole answer, if so; and call ``end``.
+        """
         ready = self._ready(body)
-        connection.write(head if ready is None else head + ready)
-        # All else comes behind the write: upstream is at work meanwhile.
-        connection.expect_answer(self, has_body=self._message.method != "HEAD")
+        self._connection.ask(head if ready is None else head + ready, self, has_body=self._message.method != "HEAD")
         if ready is not None:
             self._all_sent = True
         else:
@@ -203,8 +204,7 @@ class _Crossing:
     def end(self) -> asyncio.Task[None] | None:
         """Stop whatever is still under way; return the task of an unfinished body, to be waited for."""
         self._client.end_flow()
-        is_cut = self.failure is not None or self.done.cancelled() or not self.done.done()
-        if is_cut and self._connection is not None:
+        if self._persistent is None:
             self._record.response_bytes = self._connection.received_bytes()
         if self._sending is None or self._sending.done():
             return None
@@ -219,13 +219,13 @@ class _Crossing:
         for another request would be answered to somebody else.
         """
         alike = self._message.version is HttpVersion11
-        return self._persistent and self._all_sent and alike and not self._client_finished
+        return bool(self._persistent) and self._all_sent and alike and not self._client.saw_eof
 
     def answer(self) -> Relayed:
         """Return the answer that has been written."""
         self._client.answer_begun = False
         unread = not self._content.is_eof()
-        persistent = self._persistent and not self._message.should_close
+        persistent = bool(self._persistent) and not self._message.should_close
         if unread and "Expect" in self._message.headers:
             persistent = False  # a final answer instead of 100 Continue: whether the body still comes is unknowable
         return Relayed(persistent=persistent, unread=unread)
@@ -249,7 +249,6 @@ class _Crossing:
     async def _send(self, body: StreamReader | KeptBody | bytes) -> None:
         """Send a body as it comes, no faster than upstream takes it."""
         connection, chunked = self._connection, self._message.chunked
-        assert connection is not None  # noqa: S101 - for the type checker: begin has set it
         async for data in _pieces(body):
             self._record.request_bytes += len(data)
             connection.write(_chunk(data) if chunked else data)
@@ -258,29 +257,26 @@ class _Crossing:
         if chunked:
             connection.write(_LAST_CHUNK)
         self._all_sent = True
-        if self._client_finished:
+        if self._client.saw_eof:
             connection.finish_writing()
 
     def _sending_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
-            self._fail(error)
+            self.done.tell(error)
 
     # --- what the client's connection says ---
 
     def hold(self) -> None:
         """Stop reading the answer: its client is slow."""
-        if self._connection is not None:
-            self._connection.hold_reading()
+        self._connection.hold_reading()
 
     def go_on(self) -> None:
         """Go on reading the answer."""
-        if self._connection is not None:
-            self._connection.go_on_reading()
+        self._connection.go_on_reading()
 
     def client_finished(self) -> None:
         """Send FIN to upstream, too, so that it sees what it would see without us."""
-        self._client_finished = True
-        if self._all_sent and self._connection is not None:
+        if self._all_sent:
             self._connection.finish_writing()
 
     # --- what the upstream connection says ---
@@ -295,11 +291,11 @@ class _Crossing:
     def head_came(self, message: RawResponseMessage, raw: bytes) -> None:
         """Pass the head on, with the lines of ours where they are due."""
         streamed = bool(message.chunked or (message.should_close and "Content-Length" not in message.headers))
-        self.begun = self._client.answer_begun = True
+        self._client.answer_begun = True
         lines = b""
         if streamed and self._unbuffered and "X-Accel-Buffering" not in message.headers:
             lines = NOT_BUFFERED
-        if self._client.is_closing_down() and not message.should_close and message.version is HttpVersion11:
+        if not message.should_close and message.version is HttpVersion11 and self._client.is_closing_down():
             lines += CLOSING
         transport = self._client.transport
         if transport is not None:
@@ -322,17 +318,11 @@ class _Crossing:
         """Finish."""
         self._record.response_bytes = body_bytes
         self._persistent = persistent
-        if not self.done.done():
-            self.done.tell(None)
+        self.done.tell(None)
 
     def broke(self, reason: str) -> None:
         """Finish without a whole answer."""
-        self._fail(UpstreamFailed(reason))
-
-    def _fail(self, error: BaseException) -> None:
-        if not self.done.done():
-            self.failure = error
-            self.done.tell(None)
+        self.done.tell(UpstreamFailed(reason))
 
 
 def _chunk(data: bytes) -> bytes:

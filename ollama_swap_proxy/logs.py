@@ -50,8 +50,16 @@ def _json_lines(logger: WrappedLogger, level: str, event: MutableMapping[str, An
         event = structlog.processors.format_exc_info(logger, level, event)
     many = event.pop("many", None)
     head = {"timestamp": datetime.now(UTC).isoformat()[:-6] + "Z", "level": level, "event": event.get("event", "")}
-    if many is None:
-        return _dump({**head, **event})
+    return _dump({**head, **event}) if many is None else _dump_many(head, many)
+
+
+def _dump_many(head: dict[str, Any], many: list[dict[str, Any]]) -> str:
+    """Write one line for each of ``many`` (none of them empty) behind what they share, which is written only once."""
+    with contextlib.suppress(TypeError):
+        shared = orjson.dumps(head)[:-1] + b","
+        lines = b"\n".join([shared + orjson.dumps(fields)[1:] for fields in many])
+        if lines.isascii():
+            return lines.decode()
     return "\n".join([_dump({**head, **fields}) for fields in many])
 
 

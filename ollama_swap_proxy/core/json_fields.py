@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, NoReturn
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import NoReturn
 
 _BLANKS = " \t\n\r"
+_NONE: Mapping[str, Sequence[object]] = MappingProxyType({})
 
 
 class BadJSON(ValueError):  # noqa: N818 -- a finding about a body, no failure of ours
@@ -23,15 +26,16 @@ class TooDeep(Exception):  # noqa: N818
     """The body is nested deeper than this reader goes (Go allows 10000 levels); `skeleton` can still read it."""
 
 
-class Fields(NamedTuple):
-    """The members of the top-level object, by key, folded as Go folds it.
+@dataclass(slots=True)
+class Fields:
+    """The members of the top-level object, by key, folded as Go folds it. Not to be changed (frozen costs too much).
 
     ``last`` is the value given last for each key; ``several`` holds, for the keys that were given more than once, all
     values in the order sent.
     """
 
-    last: Mapping[str, object] = {}
-    several: Mapping[str, Sequence[object]] = {}
+    last: Mapping[str, object] = field(default_factory=dict)
+    several: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
     def every(self, name: str) -> Sequence[object]:
         """Return all values given for a field, nulls too: Go checks the type of each, also of the overruled ones."""
@@ -71,22 +75,23 @@ def read(body: bytes) -> Fields:
         TooDeep: it is nested too deeply for this reader.
     """
     text = body.decode("utf-8", "replace")
-    start = len(text) - len(text.lstrip(_BLANKS))
+    start = 0 if text[:1] == "{" else len(text) - len(text.lstrip(_BLANKS))
     if start == len(text):
         raise BadJSON("EOF")  # Go's own word for a body without any value
     try:
-        value = _DECODER.raw_decode(text, start)[0]
+        members = _DECODER.raw_decode(text, start)[0]
     except RecursionError:
         raise TooDeep from None
     except ValueError as problem:
-        value = _with_long_numbers(text, start, problem)
-    if value is not None and not isinstance(value, tuple):
-        raise BadJSON(f"no object but {type(value).__name__}")
-    members = value or ()
+        members = _with_long_numbers(text, start, problem)
+    if not isinstance(members, tuple):
+        if members is not None:
+            raise BadJSON(f"no object but {type(members).__name__}")
+        members = ()
     last = dict(members)
     together = "".join(last)
-    if len(last) == len(members) and together.islower() and together.isascii():
-        return Fields(last)  # nearly always: no key twice, and all surely in the form that `fold` gives them
+    if len(last) == len(members) and together.isascii() and together == together.lower():
+        return Fields(last, _NONE)  # nearly always: no key twice, and all surely in the form that `fold` gives them
     values: dict[str, list[object]] = {}
     for key, item in members:
         values.setdefault(fold(key), []).append(item)

@@ -9,9 +9,10 @@ surfaces; recorded in tests/transcripts (errors_native, errors_v1, keep_alive_ta
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Final
 
 from ollama_swap_proxy.core import durations, endpoints, names
 from ollama_swap_proxy.core.endpoints import Endpoint
@@ -22,29 +23,27 @@ RUNNER_OPTIONS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "nu
 """The options whose change makes Ollama reload a model (api/types.go:588)."""
 
 _RUNNER_OPTIONS = frozenset(RUNNER_OPTIONS)
-_NUMBER_OPTIONS = frozenset(
-    {
-        *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread"),
-        *("num_keep", "seed", "num_predict", "top_k", "top_p", "temperature", "repeat_last_n"),
-        *("repeat_penalty", "presence_penalty", "frequency_penalty"),
-    }
+_NUMBER_OPTIONS = (
+    *("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread"),
+    *("num_keep", "seed", "num_predict", "top_k", "top_p", "temperature", "repeat_last_n"),
+    *("repeat_penalty", "presence_penalty", "frequency_penalty"),
 )
+_BOOLEAN_OPTIONS = ("use_mmap",)
+"""Options whose type Ollama checks, in all releases alike (an option that a release does not know is ignored)."""
+
 _SAME_AS_ABSENT_WHEN_NULL = frozenset({"num_ctx", "num_gpu", "main_gpu", "use_mmap", "num_thread"})
 """A null leaves an option at its default. Of the others Ollama also asks whether they are there: they then load anew
 (server/routes.go:138, 162). It asks so of num_ctx, too, but only where memory ran out is the outcome another."""
 
-_BOOLEAN_OPTIONS = frozenset({"use_mmap"})
-"""Options whose type Ollama checks, in all releases alike (an option that a release does not know is ignored)."""
-
 _NATIVE_COMPLETING = frozenset({endpoints.GENERATE, endpoints.CHAT})
-_EMBEDDING = frozenset({endpoints.EMBED, endpoints.EMBEDDINGS, endpoints.V1_EMBEDDINGS})
 _WITH_SUFFIX = frozenset({endpoints.GENERATE, endpoints.V1_COMPLETIONS})
 _WITH_TOOLS = frozenset({endpoints.CHAT, endpoints.V1_CHAT})
-_IMAGES = frozenset({endpoints.V1_IMAGES, endpoints.V1_IMAGE_EDITS})
-_COMPLETION = frozenset({"completion"})
-_IMAGE = frozenset({"image"})
+_WITH_MESSAGES = frozenset({endpoints.V1_CHAT, endpoints.V1_MESSAGES})
+_WITH_INPUT = frozenset({endpoints.EMBED, endpoints.V1_EMBEDDINGS})
 _NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
+_NO_NEEDS: frozenset[str] = frozenset()
 _STRING, _BOOLEAN, _NUMBER, _ARRAY, _OBJECT = (str,), (bool,), (int, float), (list,), (tuple,)
+_OPTION_TYPES = {**dict.fromkeys(_NUMBER_OPTIONS, _NUMBER), **dict.fromkeys(_BOOLEAN_OPTIONS, _BOOLEAN)}
 _NATIVE_TYPES: Mapping[str, tuple[type, ...]] = {"model": _STRING, "options": _OBJECT}
 _V1_TYPES: Mapping[str, tuple[type, ...]] = {"model": _STRING, "stream": _BOOLEAN}
 _PROMPT_TYPES = dict.fromkeys(("prompt", "suffix", "system", "template"), _STRING)
@@ -63,6 +62,11 @@ _TYPES: Mapping[Endpoint, Mapping[str, tuple[type, ...]]] = {
 }
 """Fields whose Go type has been the same for as long as they exist; the others are left to Ollama."""
 
+_NEEDS: Mapping[Endpoint, frozenset[str]] = {
+    **dict.fromkeys(endpoints.GATED, frozenset({"completion"})),
+    **dict.fromkeys((endpoints.EMBED, endpoints.EMBEDDINGS, endpoints.V1_EMBEDDINGS), _NO_NEEDS),
+    **dict.fromkeys((endpoints.V1_IMAGES, endpoints.V1_IMAGE_EDITS), frozenset({"image"})),
+}
 RULES: Rules = {
     **dict.fromkeys(("model", "keep_alive", "stream", "shift", "think", "max_tokens", "raw"), Keep.VALUE),
     **dict.fromkeys(("prompt", "suffix", "system", "template", "messages", "input", "tools", "images"), Keep.SHAPE),
@@ -83,8 +87,13 @@ class Kind(Enum):
     """Ollama answers with an error without loading anything: passed on at once, so that it does."""
 
 
-class Intent(NamedTuple):
-    """What a request on a gated route asks for.
+_LEASE: Final = Kind.LEASE
+"""What nearly every request is: an enum's member costs much more to look up than a name."""
+
+
+@dataclass(slots=True)
+class Intent:
+    """What a request on a gated route asks for. Not to be changed (to make a frozen one costs four times as much).
 
     ``model`` is as sent, ``name`` canonical (for CLOUD without the suffix; empty where there is none). ``reason`` says
     why it is a sure refusal. ``keep_alive_s`` is None where none was given, `math.inf` for forever. ``options`` are the
@@ -96,8 +105,8 @@ class Intent(NamedTuple):
     name: str = ""
     reason: str = ""
     keep_alive_s: float | None = None
-    options: Mapping[str, object] = _NO_OPTIONS
-    needs: frozenset[str] = frozenset()
+    options: Mapping[str, object] = field(default_factory=dict)
+    needs: frozenset[str] = _NO_NEEDS
 
 
 def surely_refused_by(intent: Intent, capabilities: Collection[str] | None) -> bool:
@@ -131,27 +140,37 @@ def judge(endpoint: Endpoint, fields: Fields) -> Intent:
     given_model = fields.plain("model") if fields.several else last.get("model")
     model = clean(given_model) if isinstance(given_model, str) else ""
     parsed = names.parse(model)
-    given = fields.merged("options") if endpoint.is_native and "options" in last else _NO_OPTIONS
+    given = fields.merged("options") if "options" in last and endpoint.is_native else _NO_OPTIONS
     keep_alive_ns: int | None = None
+    needs = _NO_NEEDS
     try:
         _check_types(endpoint, fields)
-        if endpoint.is_native and "keep_alive" in last:
+        if "keep_alive" in last and endpoint.is_native:
             keep_alive_ns = _keep_alive_ns(fields)
-        kind = _kind(parsed, unloads=keep_alive_ns == 0 and _is_empty(endpoint, fields))
-        if kind is Kind.LEASE:
-            _check_options(given)
+        if isinstance(parsed, names.InvalidName):
+            return refusal(parsed.reason, model)
+        if isinstance(parsed, names.CloudName):
+            # The cloud check of /v1 is case-sensitive; where it alone sees a cloud name: a lease.
+            kind = Kind.CLOUD
+        elif keep_alive_ns == 0 and _is_empty(endpoint, fields):
+            kind = Kind.UNLOAD
+        else:
+            kind = _LEASE
+            if given:
+                _check_options(given)
             if endpoint not in _NATIVE_COMPLETING:
                 _check_required(endpoint, fields)
+            needs = _needs(endpoint, fields)
     except (_SurelyRefusedError, durations.BadDurationError) as problem:
         return refusal(str(problem), model)
     return Intent(
         kind,
         model,
-        parsed.canonical if not isinstance(parsed, names.InvalidName) else "",
+        parsed.canonical,
         "",
         None if keep_alive_ns is None else _seconds(keep_alive_ns),
-        _options(endpoint, fields, given) if given or "shift" in last else _NO_OPTIONS,
-        _needs(endpoint, fields) if kind is Kind.LEASE else frozenset(),
+        _options(endpoint, fields, given) if "shift" in last or not _RUNNER_OPTIONS.isdisjoint(given) else _NO_OPTIONS,
+        needs,
     )
 
 
@@ -159,21 +178,14 @@ class _SurelyRefusedError(Exception):
     """Says why Ollama is certain to refuse the request."""
 
 
-def _kind(parsed: names.ModelName | names.CloudName | names.InvalidName, *, unloads: bool) -> Kind:
-    """Tell the kinds apart. The cloud check of /v1 is case-sensitive; where it alone sees a cloud name: a lease."""
-    if isinstance(parsed, names.InvalidName):
-        raise _SurelyRefusedError(parsed.reason)
-    if isinstance(parsed, names.CloudName):
-        return Kind.CLOUD
-    return Kind.UNLOAD if unloads else Kind.LEASE
-
-
 def _check_types(endpoint: Endpoint, fields: Fields) -> None:
     """Find a field for which Go's decoder reports a type error; it looks at overruled duplicates too, not at null."""
     types = _TYPES[endpoint]
     for name, value in fields.last.items():
-        if name in types and value is not None and type(value) not in types[name]:
+        if name in types and type(value) not in types[name] and value is not None:
             raise _SurelyRefusedError(f"{name} is of the wrong type")
+    if not fields.several:
+        return
     for name, values in fields.several.items():
         if name in types and any(value is not None and type(value) not in types[name] for value in values):
             raise _SurelyRefusedError(f"{name} is of the wrong type")
@@ -182,26 +194,24 @@ def _check_types(endpoint: Endpoint, fields: Fields) -> None:
 def _check_options(given: Mapping[str, object]) -> None:
     """Find an option for which Ollama answers ``option "x" must be of type y`` (api/types.go:991)."""
     for name, value in given.items():
-        if name in _NUMBER_OPTIONS and value is not None and type(value) not in _NUMBER:
-            raise _SurelyRefusedError(f"option {name} must be a number")
-        if name in _BOOLEAN_OPTIONS and value is not None and type(value) is not bool:
-            raise _SurelyRefusedError(f"option {name} must be a boolean")
+        if name in _OPTION_TYPES and type(value) not in _OPTION_TYPES[name] and value is not None:
+            raise _SurelyRefusedError(f"option {name} must be a {'number' if name in _NUMBER_OPTIONS else 'boolean'}")
 
 
 def _check_required(endpoint: Endpoint, fields: Fields) -> None:
     """Find what the surfaces insist on before they ask the scheduler (the middleware of OpenAI and Anthropic)."""
-    if (endpoint is endpoints.V1_CHAT or endpoint is endpoints.V1_MESSAGES) and not fields.nullable("messages"):
+    if endpoint in _WITH_MESSAGES and not fields.nullable("messages"):
         raise _SurelyRefusedError("messages is missing or empty")
     if endpoint is endpoints.V1_MESSAGES:
         max_tokens = fields.plain("max_tokens")
         if max_tokens is None or (isinstance(max_tokens, int | float) and max_tokens <= 0):
             raise _SurelyRefusedError("max_tokens is missing or not positive")
-    given = fields.nullable("input")
-    if endpoint is endpoints.V1_EMBEDDINGS and (given is None or given == []):
-        raise _SurelyRefusedError("input is missing or empty")
-    takes_input = endpoint is endpoints.EMBED or endpoint is endpoints.V1_EMBEDDINGS
-    if takes_input and isinstance(given, bool | int | float | tuple):
-        raise _SurelyRefusedError("input is of the wrong type")
+    if endpoint in _WITH_INPUT:
+        given = fields.nullable("input")
+        if endpoint is endpoints.V1_EMBEDDINGS and (given is None or given == []):
+            raise _SurelyRefusedError("input is missing or empty")
+        if isinstance(given, int | float | tuple):
+            raise _SurelyRefusedError("input is of the wrong type")
 
 
 def _is_empty(endpoint: Endpoint, fields: Fields) -> bool:
@@ -216,29 +226,25 @@ def _is_empty(endpoint: Endpoint, fields: Fields) -> bool:
 
 def _needs(endpoint: Endpoint, fields: Fields) -> frozenset[str]:
     """Return the capabilities that Ollama checks before it schedules. Embedding checks none: completers embed too."""
-    if endpoint in _EMBEDDING:
-        return frozenset()
-    if endpoint in _IMAGES:
-        return _IMAGE
-    needs = _COMPLETION
     last = fields.last
-    if "suffix" in last and fields.plain("suffix") and endpoint in _WITH_SUFFIX:
+    needs = _NEEDS[endpoint]
+    if "suffix" in last and endpoint in _WITH_SUFFIX and fields.plain("suffix"):
         needs |= {"insert"}
-    if "tools" in last and last["tools"] and endpoint in _WITH_TOOLS:
+    if "tools" in last and endpoint in _WITH_TOOLS and last["tools"]:
         needs |= {"tools"}
-    if "think" in last and last["think"] in (True, "high", "medium", "low") and endpoint in _NATIVE_COMPLETING:
+    if "think" in last and endpoint in _NATIVE_COMPLETING and last["think"] in (True, "high", "medium", "low"):
         needs |= {"thinking"}
     return needs
 
 
-def _options(endpoint: Endpoint, fields: Fields, given: Mapping[str, object]) -> dict[str, object]:
+def _options(endpoint: Endpoint, fields: Fields, given: Mapping[str, object]) -> Mapping[str, object]:
     """Return the runner options of the request that have an effect; only native routes can set any."""
     options: dict[str, object] = {}
     if not _RUNNER_OPTIONS.isdisjoint(given):
         for name in RUNNER_OPTIONS:
             if name in given and not (given[name] is None and name in _SAME_AS_ABSENT_WHEN_NULL):
                 options[name] = given[name]
-    if endpoint in _NATIVE_COMPLETING:
+    if "shift" in fields.last and endpoint in _NATIVE_COMPLETING:
         shift = fields.nullable("shift")
         if isinstance(shift, bool):
             options["shift"] = shift

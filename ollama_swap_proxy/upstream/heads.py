@@ -72,16 +72,16 @@ REQUEST_RULES: tuple[Rule, ...] = (
     Rule(b"content-length", Fate.KEEP, "the body's bytes are the same; a Connection header may not unframe it"),
 )
 
-_FATES = {rule.name: rule.fate for rule in REQUEST_RULES}
+_KEPT = frozenset(rule.name for rule in REQUEST_RULES if rule.fate is Fate.KEEP)
+_FATES = {rule.name: rule.fate for rule in REQUEST_RULES if rule.fate is not Fate.KEEP}
 _PERSISTENCE = (b"close", b"keep-alive")
-_DROPPED = (Fate.DROP,)
-_DROPPED_BEHIND_A_READ_BODY = (Fate.DROP, Fate.DROP_IF_BODY_READ)
+_AUTHORITY = Fate.UPSTREAM_AUTHORITY
+"""Every request has a Host, and to look a member up in its enum costs more than all else that is done for it."""
 
 
 def start_line(method: str, target: str, version: tuple[int, int]) -> bytes:
     """Return the request line, its target exactly as it came (the parser decodes it with surrogateescape)."""
-    raw_target = target.encode("utf-8", "surrogateescape")
-    return b"".join((method.encode("ascii"), b" ", raw_target, b" HTTP/%d.%d\r\n" % version))
+    return f"{method} {target} HTTP/{version[0]}.{version[1]}\r\n".encode("utf-8", "surrogateescape")
 
 
 def request_head(
@@ -100,28 +100,32 @@ def request_head(
     parts = [first_line]
     named: set[bytes] = set()
     own_origins: tuple[bytes, ...] = ()
-    dropped = _DROPPED_BEHIND_A_READ_BODY if body_was_read else _DROPPED
     for name, value in raw_headers:
         lower = name.lower()
-        fate = _FATES.get(lower)
         kept = value
-        if fate is None:
-            if lower in also_drop:
+        if lower in _FATES:
+            fate = _FATES[lower]
+            if fate is _AUTHORITY:
+                kept = authority
+            elif fate is Fate.PERSISTENCE_ONLY:
+                kept, others = split_connection(value)
+                named.update(others)
+                if not kept:
+                    continue
+            elif (
+                fate is Fate.DROP
+                or (fate is Fate.DROP_IF_BODY_READ and body_was_read)
+                or (
+                    fate is Fate.DROP_IF_SAME_ORIGIN
+                    # looked for once: there may be 10,000 such lines
+                    and value in (own_origins := own_origins or _own_origins(raw_headers))
+                )
+            ):
                 continue
-        elif fate is Fate.UPSTREAM_AUTHORITY:
-            kept = authority
-        elif fate is Fate.PERSISTENCE_ONLY:
-            kept, others = split_connection(value)
-            named.update(others)
-            if not kept:
-                continue
-        elif fate in dropped or (
-            fate is Fate.DROP_IF_SAME_ORIGIN
-            # looked for once: there may be 10,000 such lines
-            and value in (own_origins := own_origins or _own_origins(raw_headers))
-        ):
+        elif lower in also_drop:
             continue
         parts += (name, b": ", kept, b"\r\n")
+    named -= _KEPT
     if named and not also_drop:
         return request_head(
             first_line, raw_headers, authority=authority, body_was_read=body_was_read, also_drop=frozenset(named)

@@ -36,16 +36,6 @@ class Answer(Protocol):
 Handler = Callable[[ClientRequest], Awaitable[Answer]]
 
 
-class Listener(Protocol):
-    """The server that a connection belongs to. ``draining``: it is being stopped, and keeps no connection."""
-
-    handler: Handler
-    draining: bool
-
-    def handler_failed(self, request: ClientRequest, error: BaseException) -> None:
-        """Log a handler's exception."""
-
-
 class Relayed:
     """Upstream's answer, already written to the client byte for byte (or cut, where upstream cut it)."""
 
@@ -150,12 +140,12 @@ _REASONS: Final = (
 parser's text contains, and the status, reason and body that Go gives."""
 
 
-def unreadable(status: int, error: BaseException | None, message: str | None) -> Refusal:
-    """Return the answer to a request that could not be read: ``status`` is one of ours, or a parse error's 400."""
+def unreadable(status: int, error: BaseException | None = None) -> Refusal:
+    """Return the answer to a request that could not be read: ``status`` is ours, or 400 for the parser's ``error``."""
     if status in _TEXTS:
         reason, body = _TEXTS[status]
         return Refusal(status, reason, text=body)
-    text = f"{message or ''} {error or ''}"
+    text = str(error)
     for contained, its_status, reason, body in _REASONS:
         if contained in text:
             return Refusal(its_status, reason, text=body)

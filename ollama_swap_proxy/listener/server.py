@@ -1,25 +1,20 @@
-"""The listener for clients: aiohttp's low-level server, set up for a relay that writes raw bytes.
+"""The listener for clients: sockets of which every connection serves one handler.
 
-Owns the listening sockets, the server's settings and the graceful stop. Must not route, must not know upstream or the
-gate. What one connection does is in connection.py, what a handler returns in answers.py.
+Owns the listening sockets, who is connected, and the graceful stop. Must not route, must not know upstream or the gate.
+What one connection does is in connection.py, what a handler returns in answers.py.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Final
 
 import structlog
-from aiohttp import web
 
 from ollama_swap_proxy.listener.answers import Handler
 from ollama_swap_proxy.listener.connection import ClientConnection
 from ollama_swap_proxy.listener.request import ClientRequest
-from ollama_swap_proxy.listener.screening import HEAD_LIMIT_LINES
-
-LINE_LIMIT_BYTES: Final = 2**20 + 4096
-"""Largest line of a head: the limit that counts is the one on the whole head (screening.HEAD_LIMIT_BYTES)."""
 
 BACKLOG: Final = 1024
 """Connections the kernel may hold for us; as many as Go asks for where the system allows it, or more."""
@@ -31,38 +26,24 @@ LOOK_AGAIN_S: Final = 0.02
 """How often a stop looks for connections that have become idle."""
 
 
-class ProxyServer(web.Server):
+class ProxyServer:
     """Serves one handler on any number of sockets. Build it inside the running loop."""
 
     def __init__(self, handler: Handler) -> None:
-        """Raise TypeError or RuntimeError if this aiohttp does not take the settings (it would drop all in silence)."""
-        super().__init__(
-            cast("Any", None),  # `ClientConnection.start` calls the handler by itself
-            handler_cancellation=True,  # a client that leaves cancels its handler: nothing else would notice
-            access_log=None,
-            keepalive_timeout=0,  # the connection has its own limit for idle ones
-            auto_decompress=False,
-            max_line_size=LINE_LIMIT_BYTES,
-            max_field_size=LINE_LIMIT_BYTES,
-            max_headers=HEAD_LIMIT_LINES,
-        )
         self.handler = handler
         self.draining = False
+        self.connections: set[ClientConnection] = set()
+        self._loop = asyncio.get_running_loop()
         self._cut = 0
         self._sockets: list[asyncio.Server] = []
         self._log = structlog.get_logger()
-        probe = self()
-        limits = (probe.max_line_size, probe.max_field_size, probe.max_headers)
-        if limits != (LINE_LIMIT_BYTES, LINE_LIMIT_BYTES, HEAD_LIMIT_LINES) or probe.access_logger is not None:
-            raise RuntimeError("aiohttp has dropped the server's settings: this version cannot be used")
-
-    def __call__(self) -> ClientConnection:
-        """Return the protocol for a new connection; unlike aiohttp's own, never with fewer settings."""
-        return ClientConnection(self, loop=self._loop, **self._kwargs)
 
     async def listen(self, host: str, port: int) -> list[tuple[str, int]]:
         """Listen on every address of ``host``; port 0 takes a free one. Return the addresses. Raises OSError."""
-        server = await self._loop.create_server(self, host, port, backlog=BACKLOG, reuse_address=True)
+        loop = self._loop
+        server = await loop.create_server(
+            lambda: ClientConnection(self, loop), host, port, backlog=BACKLOG, reuse_address=True
+        )
         self._sockets.append(server)
         return [sock.getsockname()[:2] for sock in server.sockets]
 
@@ -71,8 +52,6 @@ class ProxyServer(web.Server):
 
         ``on_drain`` is called once no new connection can come: the place to answer queued requests. Idle connections
         close at once, others behind their answer (which says ``Connection: close``). Return how many had to be cut.
-
-        aiohttp's own way is not used: it throws away the input of uploads that are under way.
         """
         self.draining = True
         for server in self._sockets:
@@ -87,10 +66,10 @@ class ProxyServer(web.Server):
 
     async def _wait_until_none(self, limit_s: float) -> bool:
         deadline = self._loop.time() + limit_s
-        while self._connections:
+        while self.connections:
             for connection in self.connections:
-                if cast("ClientConnection", connection).is_idle():
-                    connection.force_close()
+                if connection.is_idle():
+                    connection.close()
             if self._loop.time() >= deadline:
                 return False
             await asyncio.sleep(LOOK_AGAIN_S)
@@ -98,11 +77,20 @@ class ProxyServer(web.Server):
 
     def abort(self) -> int:
         """Cut every connection now, answers under way too: a second signal. Return how many there were."""
-        connections = self.connections
-        for connection in connections:
-            cast("ClientConnection", connection).cut()
-        self._cut += len(connections)
-        return len(connections)
+        for connection in self.connections:
+            connection.cut()
+        self._cut += len(self.connections)
+        return len(self.connections)
+
+    # --- what its connections tell it ---
+
+    def connected(self, connection: ClientConnection) -> None:
+        """Count a connection in."""
+        self.connections.add(connection)
+
+    def disconnected(self, connection: ClientConnection) -> None:
+        """Count it out: it is gone."""
+        self.connections.discard(connection)
 
     def handler_failed(self, request: ClientRequest, error: BaseException) -> None:
         """Log a handler's exception; nobody else sees it."""

@@ -27,7 +27,6 @@ REFUSED = {
     "HTTP/0.9": b"GET / HTTP/0.9\r\n" + HOST + b"\r\n",
     "`CONNECT`": b"CONNECT me:80 HTTP/1.1\r\n" + HOST + b"\r\n",
     "a method that the parser does not know (`FOO`)": b"FOO / HTTP/1.1\r\n" + HOST + b"\r\n",
-    "a malformed request in the same packet behind a good one": b"GET / HTTP/1.1\r\n" + HOST + b"\r\nBROKEN\r\n\r\n",
 }
 
 

@@ -11,7 +11,9 @@ import pytest
 
 from ollama_swap_proxy.errors import Dialect, ProxyError
 from ollama_swap_proxy.listener.answers import OwnAnswer
-from tests.upstream.scripted import OK, Rig, Side, eventually, relaying
+from ollama_swap_proxy.listener.connection import ClientConnection
+from ollama_swap_proxy.listener.request import ClientRequest
+from tests.upstream.scripted import OK, Rig, Side, eventually, gated, relaying
 
 GET = b"GET / HTTP/1.1\r\nHost: me\r\n\r\n"
 ERROR = ProxyError("line_full", 503, "the line is full", retry_after_s=3)
@@ -95,7 +97,7 @@ async def test_a_client_lost_while_its_unfinished_body_is_ended_leaves_no_upstre
         client.send(b"POST / HTTP/1.1\r\nHost: me\r\nContent-Length: 100\r\n\r\nabc")
         await eventually(lambda: bool(rig.server.connections))
         (connection,) = rig.server.connections
-        task, end = connection._task_handler, relay._Crossing.end
+        task, end = connection._task, relay._Crossing.end
 
         def cancelled_at_the_end(crossing: relay._Crossing) -> asyncio.Task[None] | None:
             unfinished = end(crossing)
@@ -136,3 +138,52 @@ async def test_so_does_the_end_of_the_grace(more: bytes) -> None:
         await _with_an_answer_unread(rig, more)
         assert await asyncio.wait_for(rig.server.stop(0.05), 2.0) == 1
         assert not rig.server.connections
+
+
+async def test_a_connection_that_is_gone_leaves_nothing_to_the_garbage_collector() -> None:
+    def left() -> int:
+        return sum(isinstance(thing, ClientConnection) for thing in gc.get_objects())
+
+    async with relaying(silent, error_answer) as rig:
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(3):
+                client = await rig.client()
+                client.send(GET)
+                await client.until(b"the line is full")
+                client.close()
+            await eventually(lambda: left() == 0)
+        finally:
+            gc.enable()
+
+
+async def test_a_half_closed_client_with_a_malformed_body_is_told() -> None:
+    async with relaying(silent, gated) as rig:
+        client = await rig.client()
+        client.send(b"POST / HTTP/1.1\r\nHost: me\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        await eventually(lambda: bool(rig.records))
+        client.send(b"zz\r\n")
+        client.finish()
+        assert (await client.rest()).startswith(b"HTTP/1.1 400 Bad Request\r\n")
+
+
+@pytest.mark.parametrize("size", [0, 300_000])
+async def test_pipelined_bodies_are_served_whole_and_in_order(size: int) -> None:
+    """Some thirty small ones fill the queue, a large one what a body may have unread: both hold the client."""
+    got: list[int] = []
+
+    async def slow(rig: Rig, request: ClientRequest, record: Any) -> OwnAnswer:
+        await asyncio.sleep(0)
+        got.append(len(await request.content.read()))
+        return OwnAnswer(200, [], b"x")
+
+    async with relaying(silent, slow) as rig:
+        client = await rig.client()
+        sizes = [size + number for number in range(100 if size == 0 else 5)]
+        for each in sizes:
+            client.send(b"POST / HTTP/1.1\r\nHost: me\r\nContent-Length: %d\r\n\r\n" % each + b"b" * each)
+        client.finish()
+        answers = await client.rest()
+        assert got == sizes
+        assert answers.count(b"HTTP/1.1 200 OK\r\n") == len(sizes)

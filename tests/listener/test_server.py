@@ -11,15 +11,15 @@ import structlog
 
 from ollama_swap_proxy.errors import Dialect, ProxyError
 from ollama_swap_proxy.listener.answers import OwnAnswer
-from ollama_swap_proxy.listener.connection import ClientConnection
 from ollama_swap_proxy.listener.request import ClientRequest
-from ollama_swap_proxy.listener.server import ProxyServer
 from tests.upstream.scripted import OK, Side, eventually, gated, passthrough, relaying
 
 GET = b"GET / HTTP/1.1\r\nHost: me\r\n\r\n"
 GO_HEADERS = b"\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
 ERROR = ProxyError("line_full", 503, "the line is full", retry_after_s=3)
 POST_HI = b"POST / HTTP/1.1\r\nHost: me\r\nContent-Length: 2\r\n\r\nhi"
+
+POST_CHUNKED = b"POST / HTTP/1.1\r\nHost: me\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\n\r\n"
 
 
 def refusal(line: bytes, body: bytes | None = None) -> bytes:
@@ -109,13 +109,23 @@ async def test_a_head_that_never_ends_is_refused_at_one_megabyte():
         assert await client.rest() == refusal(b"431 Request Header Fields Too Large")
 
 
-async def test_malformed_request_behind_a_good_one_waits_for_its_turn():
-    async with relaying(answer_all) as rig:
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize(("good", "count"), [(GET, 1), (POST_HI, 1), (POST_HI * 40, 40), (POST_CHUNKED * 2, 2)])
+async def test_malformed_request_behind_good_ones_waits_for_its_turn(good, count, at_once):
+    async def handler(rig, request: ClientRequest, record) -> OwnAnswer:
+        await request.content.read()
+        return OwnAnswer(200, [], b"done")
+
+    async with relaying(answer_all, handler) as rig:
         client = await rig.client()
-        client.send(GET)
-        await eventually(lambda: bool(rig.records))
-        client.send(b"GET / HTTP/1.1\r\nbad header: x\r\n\r\n")
-        assert await client.rest() == OK + refusal(b"400 Bad Request")
+        if not at_once:
+            client.send(good)
+            await eventually(lambda: bool(rig.records))
+            good = b""
+        client.send(good + b"GET / HTTP/1.1\r\nbad header: x\r\n\r\n" + GET)
+        answers = await client.rest()
+        assert answers.count(b"HTTP/1.1 200 OK\r\n") == count
+        assert answers.endswith(b"\r\n\r\ndone" + refusal(b"400 Bad Request"))
 
 
 @pytest.mark.parametrize("handler", [passthrough, gated])
@@ -234,27 +244,6 @@ async def test_handler_that_fails_behind_an_answer_answers_no_second_time():
 
     async with relaying(answer_all, handler) as rig:
         assert await rig.ask(GET) == b"HTTP/1.1 200 OK\r\n"
-
-
-async def test_settings_that_aiohttp_does_not_take_stop_the_start(monkeypatch):
-    async def handler(request):
-        return OwnAnswer(200, [], b"")
-
-    made = ClientConnection.__init__
-
-    def without_limits(self, server, *, loop, max_line_size=0, **keywords):
-        made(self, server, loop=loop, **keywords)
-
-    monkeypatch.setattr(ClientConnection, "__init__", without_limits)
-    with pytest.raises(RuntimeError, match="dropped"):
-        ProxyServer(handler)
-
-    def unknown(self, server, *, loop):
-        made(self, server, loop=loop)
-
-    monkeypatch.setattr(ClientConnection, "__init__", unknown)
-    with pytest.raises(TypeError):
-        ProxyServer(handler)
 
 
 # --- the stop ---

@@ -17,11 +17,12 @@ from aiohttp.web_protocol import RequestPayloadError
 
 from ollama_swap_proxy.access import TURNED_AWAY, HostGuard
 from ollama_swap_proxy.bodies import SYNCHRONOUS_LIMIT_BYTES, Body, read_at_once, read_intent
+from ollama_swap_proxy.callers import Callers
 from ollama_swap_proxy.config import Settings
 from ollama_swap_proxy.core import endpoints, events, json_fields, names
 from ollama_swap_proxy.core.endpoints import Endpoint
 from ollama_swap_proxy.core.requests import Intent, Kind, surely_refused_by
-from ollama_swap_proxy.core.tickets import LoadRecipe, Ticket, Variant
+from ollama_swap_proxy.core.tickets import LoadRecipe, Ticket, Traits, Variant
 from ollama_swap_proxy.core.variants import load_recipe, variant_options
 from ollama_swap_proxy.errors import ProxyError
 from ollama_swap_proxy.gate import Gate
@@ -46,10 +47,12 @@ LIBRARY_BODY_LIMIT_BYTES: Final = 256 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a request needs: which variant, and the empty request by which we could load it."""
+    """What a request needs: which variant, and the empty request by which we could load it. ``name`` is as on disk."""
 
+    name: str
     variant: Variant
     recipe: LoadRecipe | None
+    traits: Traits
 
 
 class App:
@@ -63,6 +66,7 @@ class App:
         self._journal = Journal()
         self._at_once_bytes = min(SYNCHRONOUS_LIMIT_BYTES, settings.body_limit_bytes or SYNCHRONOUS_LIMIT_BYTES)
         self._settings = settings
+        self._callers = Callers(settings)
         self._plans: dict[tuple[Endpoint, str, str], Plan] = {}
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger("app")
@@ -131,10 +135,10 @@ class App:
                 if plan is None or not self._gate.serves(plan.variant):  # not resident, for all we know
                     entry = await self._find(intent.name)
                     plan = self._plan(endpoint, intent, entry) if entry else None
-            ticket = self._ticket(endpoint, intent, entry, plan, journey)
-            if ticket is None:
+            journey.why = _why_no_lease(endpoint, intent, entry)
+            if plan is None or journey.why:
                 return await self._pass_on(request, intent, kept, journey)
-            return await self._leased(request, ticket, kept, journey)
+            return await self._leased(request, self._ticket(request, endpoint, intent, plan, journey), kept, journey)
         finally:
             if stored is not None:
                 stored.close()
@@ -192,39 +196,33 @@ class App:
             self._gate.release(held, failed=failed)
 
     def _ticket(
-        self, endpoint: Endpoint, intent: Intent, entry: Entry | None, plan: Plan | None, journey: Journey
-    ) -> Ticket | None:
-        """Return the ticket of a request, or None (and why, in the journey) where it needs no lease."""
-        if intent.kind is not Kind.LEASE:
-            journey.why = intent.reason or intent.kind.value
-        elif entry is None or plan is None:
-            journey.why = "unknown model"
-        elif entry.remote:
-            journey.why = "remote model"
-        elif surely_refused_by(intent, entry.capabilities or None):
-            journey.why = f"{endpoint.path} is not among the model's capabilities"
-        else:
-            keep_alive_s = intent.keep_alive_s
-            return Ticket(
-                id=journey.id,
-                variant=plan.variant,
-                name=entry.spelled,
-                arrived_at=self._loop.time(),
-                recipe=plan.recipe,
-                client=journey.client,
-                stays_briefly=keep_alive_s is not None and keep_alive_s < self._settings.ps_max_age_s,
-            )
-        return None
+        self, request: ClientRequest, endpoint: Endpoint, intent: Intent, plan: Plan, journey: Journey
+    ) -> Ticket:
+        caller = self._callers.identify(request.message.headers, request.client.address, endpoint.path, intent.name)
+        journey.client = caller.client
+        keep_alive_s = intent.keep_alive_s
+        return Ticket(
+            id=journey.id,
+            variant=plan.variant,
+            name=plan.name,
+            arrived_at=self._loop.time(),
+            recipe=plan.recipe,
+            client=caller.client,
+            stays_briefly=keep_alive_s is not None and keep_alive_s < self._settings.ps_max_age_s,
+            klass=caller.klass,
+            patience_s=caller.patience_s,
+            traits=plan.traits,
+        )
 
     def _plan(self, endpoint: Endpoint, intent: Intent, entry: Entry) -> Plan:
         if intent.options:
-            return _make_plan(endpoint, intent, entry)
+            return _make_plan(endpoint, intent, entry, self._catalog.traits(entry))
         key = (endpoint, entry.spelled, entry.digest)
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= PLANS_KEPT:
                 self._plans.clear()
-            plan = self._plans[key] = _make_plan(endpoint, intent, entry)
+            plan = self._plans[key] = _make_plan(endpoint, intent, entry, self._catalog.traits(entry))
         return plan
 
     async def _change_library(self, request: ClientRequest, journey: Journey) -> Answer:
@@ -260,14 +258,27 @@ async def _read(request: ClientRequest, body: Body, begun: bytes) -> None:
         await body.append(chunk)
 
 
-def _make_plan(endpoint: Endpoint, intent: Intent, entry: Entry) -> Plan:
+def _why_no_lease(endpoint: Endpoint, intent: Intent, entry: Entry | None) -> str:
+    """Say why a request loads nothing; nothing where it needs a lease."""
+    if intent.kind is not Kind.LEASE:
+        return intent.reason or intent.kind.value
+    if entry is None:
+        return "unknown model"
+    if entry.remote:
+        return "remote model"
+    if surely_refused_by(intent, entry.capabilities or None):
+        return f"{endpoint.path} is not among the model's capabilities"
+    return ""
+
+
+def _make_plan(endpoint: Endpoint, intent: Intent, entry: Entry, traits: Traits) -> Plan:
     options = variant_options(entry.parameters, intent.options)
     if entry.adapters:
         # Adapters and projectors are not in the key, but other ones force a reload (server/sched.go:1381).
         digests = "+".join(adapter[-12:] for adapter in entry.adapters)
         options = f"{options},adapters={digests}".lstrip(",")
     recipe = load_recipe(endpoint, entry.spelled, intent.options, entry.capabilities or None)
-    return Plan(Variant(entry.key, options), recipe)
+    return Plan(entry.spelled, Variant(entry.key, options), recipe, traits)
 
 
 def _names_in(body: bytes) -> set[str | None]:

@@ -36,9 +36,13 @@ Otherwise = Callable[[str], events.Event]
 
 
 class Moving(Protocol):
-    """What the gate reads of a leased request: when upstream last sent a byte (loop time), None before the first."""
+    """What the gate reads of a leased request: when upstream first and last sent a byte (loop time; None before), and
+    whether the answer is streamed.
+    """
 
+    first_byte_at: float | None
     last_byte_at: float | None
+    streamed: bool
 
 
 @dataclass(slots=True)
@@ -132,7 +136,7 @@ class Gate:
     def release(self, held: Held, *, failed: bool) -> None:
         """Give the lease back; ``failed`` says that upstream answered with 500 or more, or broke off."""
         if self._held.pop(held.ticket.id, None) is not None:
-            self.tell(events.Released(held.ticket.id, failed))
+            self.tell(events.Released(held.ticket.id, failed, _stream(held.moving)))
 
     # --- for everybody ----------------------------------------------------------------------------------------------
     def tell(self, event: events.Event, now: float | None = None) -> None:
@@ -228,10 +232,12 @@ class Gate:
     def _tell_progress(self) -> None:
         self._progress = None
         for held in list(self._held.values()):
-            moved_at = held.moving.last_byte_at if held.moving is not None else None
-            if moved_at is not None and moved_at != held.told_at:
+            moving = held.moving
+            moved_at = moving.last_byte_at if moving is not None else None
+            if moving is not None and moved_at is not None and moved_at != held.told_at:
                 held.told_at = moved_at
-                self.tell(events.Progressed(held.ticket.id, moved_at))
+                began_at = moving.first_byte_at if moving.streamed else None
+                self.tell(events.Progressed(held.ticket.id, moved_at, began_at))
         if self._held:
             self._progress = self._loop.call_later(PROGRESS_INTERVAL_S, self._tell_progress)
 
@@ -248,3 +254,10 @@ class Gate:
             self._log.exception("control_call_failed", call=name)
             outcome = otherwise(f"{type(error).__name__} in the proxy; see its log")
         self.tell(outcome)
+
+
+def _stream(moving: Moving | None) -> tuple[float, float] | None:
+    """Return when the first and the last byte of a streamed answer came, else None."""
+    if moving is None or not moving.streamed or moving.first_byte_at is None or moving.last_byte_at is None:
+        return None
+    return moving.first_byte_at, moving.last_byte_at

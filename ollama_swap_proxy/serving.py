@@ -28,6 +28,7 @@ from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.gate import Gate
 from ollama_swap_proxy.listener.server import ProxyServer
 from ollama_swap_proxy.operator.api import operator_app
+from ollama_swap_proxy.traits import ModelTraits
 from ollama_swap_proxy.upstream.catalog import Catalog
 from ollama_swap_proxy.upstream.control import Control, control_session
 from ollama_swap_proxy.upstream.relay import Relay
@@ -89,7 +90,7 @@ class Service:
         settings, loop = self.settings, asyncio.get_running_loop()
         session = await self._exit.enter_async_context(control_session())
         control = Control(settings.upstream, session, connect_timeout_s=settings.connect_timeout_s)
-        catalog = Catalog(control, clock=loop.time)
+        catalog = Catalog(control, loop.time, ModelTraits(settings).of)
         view = ResidencyView(control, catalog, settings.report_timeout_s, clock=loop.time)
         gate = self._gate = Gate(Scheduler(settings.policy(), loop.time()), control, catalog, view)
         self._exit.push_async_callback(gate.close)

@@ -25,6 +25,7 @@ RANKS = {
     "simulator": 2,
     "bodies": 3,
     "callers": 3,
+    "traits": 3,
     "config": 3,
     "listener": 3,
     "upstream": 4,

@@ -5,9 +5,10 @@ Owns the end of a trial. Must not choose who stays (`plans`) nor remember what w
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import steps
+from ollama_swap_proxy.core import plans, steps
 from ollama_swap_proxy.core.proofs import Lesson, Outcome, judge
 from ollama_swap_proxy.core.state import Phase, State, Swap
+from ollama_swap_proxy.core.tickets import Variant
 
 
 def judge_load(state: State, swap: Swap, now: float) -> Outcome:
@@ -19,25 +20,35 @@ def judge_load(state: State, swap: Swap, now: float) -> Outcome:
     residents = state.residency.residents
     lost = sorted(key for key in swap.staying if key not in residents)
     may_have_expired = any(swap.stay_until.get(key, float("inf")) <= now for key in lost)
+    state.pins_to_restore.update(
+        variant for variant in swap.beside if variant.key in lost and plans.is_pinned(state, variant.key)
+    )
     outcome = judge(members, residents, disturbed=may_have_expired)
     lesson = state.proofs.note(members, swap.target.key, outcome, trial=swap.trial)
     state.plans.clear()
     if lesson is not Lesson.NOTHING:
-        names = {key: resident.name for key, resident in residents.items()}
         state.say(
             "company_judged",
             warning=outcome is Outcome.FAILED,
             model=swap.name,
-            beside=[names.get(key, key) for key in sorted(swap.staying)],
+            beside=[_name(state, variant) for variant in swap.beside],
             outcome=lesson.value,
-            lost=lost,
+            lost=[_name(state, variant) for variant in swap.beside if variant.key in lost],
         )
     return outcome
 
 
+def _name(state: State, variant: Variant) -> str:
+    """Return the name of a model that may be gone."""
+    resident = state.residency.residents.get(variant.key)
+    if resident is not None:
+        return resident.name
+    return state.recipes[variant][0] if variant in state.recipes else variant.key
+
+
 def part(state: State, swap: Swap, now: float) -> None:
     """End a trial whose members do not fit: the target is loaded anew, alone; beside a pin it goes again instead."""
-    pinned = any(state.traits[key].pinned for key in swap.staying if key in state.traits)
+    pinned = any(plans.is_pinned(state, key) for key in swap.staying)
     swap.withdraws = pinned
     swap.expected_victims = frozenset({swap.target.key}) | (frozenset() if pinned else swap.staying)
     swap.staying = swap.staying if pinned else frozenset()

@@ -30,7 +30,7 @@ def advance(state: State, swap: Swap, now: float) -> None:
     swap.clear_reports = 0
     victim = next((victim for victim in victims if victim.key == swap.victim), victims[0])
     if victim.key != swap.victim:
-        if steps.is_asked_for(state, swap, now, goes_on_by_itself=swap.undoes_spill):
+        if steps.is_asked_for(state, swap, now, goes_on_by_itself=swap.goes_on_by_itself):
             _ask_to_unload(state, swap, victim, now)
     elif swap.answered and now >= swap.last_asked_at + UNLOAD_REPEAT_AFTER_S:
         state.say("eviction_repeated", victim=victim.name, first_answer=swap.eviction_text or "accepted")
@@ -57,7 +57,7 @@ def _wait_unless_pointless(state: State, swap: Swap, now: float) -> None:
         # Nothing was evicted yet, and unknown is no room: who is resident goes on being served meanwhile.
         steps.end(state, now, "residency_unknown", warning=True)
         return
-    steps.is_asked_for(state, swap, now, goes_on_by_itself=swap.undoes_spill)
+    steps.is_asked_for(state, swap, now, goes_on_by_itself=swap.goes_on_by_itself)
 
 
 def _victims(state: State, swap: Swap) -> list[Resident]:

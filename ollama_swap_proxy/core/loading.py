@@ -21,11 +21,12 @@ def settle(state: State, swap: Swap, now: float) -> None:
         return
     # After an eviction the load follows even if its asker left: he is likely to be back. Whoever else waits now does
     # not sit out a wait that is not his.
-    if not steps.is_asked_for(state, swap, now, goes_on_by_itself=bool(swap.evicted)):
+    if not steps.is_asked_for(state, swap, now, goes_on_by_itself=bool(swap.evicted) or swap.goes_on_by_itself):
         return
     settled_at = bounds.settled_at(state, swap)
     if now < settled_at:
-        if swap.phase_since == now and settled_at > swap.not_before:
+        if not swap.settle_said and settled_at > swap.not_before:
+            swap.settle_said = True
             state.say("settle_started", wait_s=round(settled_at - now, 3))
         state.wake(settled_at)
         return
@@ -124,6 +125,7 @@ def _finish(state: State, swap: Swap, loaded: Resident, now: float) -> None:
     state.slots.loaded(target.key)
     load_s = round(now - swap.load_sent_at, 3)
     outcome = company.judge_load(state, swap, now) if swap.beside else None
+    state.pins_to_restore.update(swap.returning)
     if outcome is Outcome.FAILED and swap.trial and loaded.spilled_bytes:
         company.part(state, swap, now)
         return

@@ -44,11 +44,18 @@ def is_trial(state: State, target: Variant) -> bool:
 
 
 def aim(state: State, swap: Swap, target: Variant) -> None:
-    """Point a swap at a target: who goes, who stays, and whether that is a trial."""
+    """Point a swap at a target: who goes, who stays, and whether that is a trial.
+
+    Who was asked to unload for the target before goes in any case: Ollama keeps the request.
+    """
     swap.target = target
-    swap.expected_victims = frozenset(victim.key for victim in evicted(state, target))
-    swap.staying = staying(state, target)
+    asked = {key for key in swap.evicted if key in state.residency.residents and key != target.key}
+    swap.expected_victims = frozenset(victim.key for victim in evicted(state, target)) | asked
+    swap.staying = staying(state, target) - asked
     swap.trial = is_trial(state, target)
+    chosen = plan(state, target)
+    returns = chosen.returns if isinstance(chosen, Victims) else ()
+    swap.returning = tuple(each.member.variant for each in returns if each.member.pinned)
 
 
 def blocking(state: State, swap: Swap) -> list[Lease]:
@@ -66,7 +73,8 @@ def leases_in_the_way(state: State, target: Variant, spared: frozenset[str]) -> 
 def in_the_way(state: State, swap: Swap) -> list[Resident]:
     """Return who is listed and neither stays nor is the target: those who must go, and newcomers.
 
-    The target's own key is one of them only where it is known to have other options.
+    The target's own key is one of them only where it is known to have other options. A pinned model is none of them,
+    though it may have come behind our back: but for those that go to come back in another order.
     """
     residency, target = state.residency, swap.target
     found = []
@@ -74,7 +82,8 @@ def in_the_way(state: State, swap: Swap) -> list[Resident]:
         if key == target.key:
             must_go = residency.options.get(key, target.options) != target.options
         else:
-            must_go = key not in swap.staying
+            is_spared = is_pinned(state, key) and key not in swap.expected_victims
+            must_go = key not in swap.staying and not is_spared
         if must_go:
             found.append(resident)
     return found
@@ -84,6 +93,11 @@ def is_closed(state: State, key: str) -> bool:
     """Say whether a model gets no leases because of the swap under way: its victims, and whoever is part of a trial."""
     swap = state.swap
     return swap is not None and (swap.trial or key not in swap.staying or not swap.admits_companions)
+
+
+def is_pinned(state: State, key: str) -> bool:
+    """Say whether a model is never a victim."""
+    return state.traits.get(key, NO_TRAITS).pinned
 
 
 def note_traits(state: State, key: str, traits: Traits) -> None:

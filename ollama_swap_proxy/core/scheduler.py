@@ -11,13 +11,14 @@ Owns the order of decisions. Must not do anything: the gate carries the commands
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import commands, events, failing, granting, intake, swapping, warm
+from ollama_swap_proxy.core import commands, events, failing, granting, intake, plans, swapping, warm
 from ollama_swap_proxy.core.forecast import Forecast
 from ollama_swap_proxy.core.policy import SPILL_UNDONE_AFTER_S, Policy
 from ollama_swap_proxy.core.snapshot import Snapshot, take
 from ollama_swap_proxy.core.state import NEVER, State
 from ollama_swap_proxy.core.tickets import Ticket, Variant
 from ollama_swap_proxy.core.turns import End, Turn
+from ollama_swap_proxy.core.victims import Impossible
 
 _LONGEST_CHAIN = 64
 """More moves than any chain of phases can make on one event; reaching it means two of them undo each other."""
@@ -65,16 +66,17 @@ class Scheduler:
 
     def _advance(self, now: float) -> None:
         state = self._state
-        if state.swap is None and not len(state.line) and not state.spills_to_undo:
+        if state.swap is None and not len(state.line) and not state.spills_to_undo and not state.pins_to_restore:
             self._observe_periodically(now)  # the usual end of a warm request: nobody waits, nothing is to be done
             return
         failing.expire_tickets(state, now)
-        if state.swap is None:
-            failing.refuse_impossible(state)
         for _ in range(_LONGEST_CHAIN):
             if state.swap is not None:
                 if not swapping.advance(state, state.swap, now):
                     break
+                continue
+            failing.refuse_impossible(state)
+            if state.pins_to_restore and self._restore_pin(now):
                 continue
             target = granting.next_target(state, now)
             if self._begin_swap_if_due(target, now):
@@ -103,6 +105,21 @@ class Scheduler:
         if ending.why is End.HIGHER_CLASS:
             state.early_end_at = now
         swapping.begin(state, target.variant, target.name, "request", now, turn_ended=ending.why.value)
+        return True
+
+    def _restore_pin(self, now: float) -> bool:
+        """Load a pinned model anew that lost its place; before anything else, for a trial ends with it."""
+        state = self._state
+        if not state.has_fresh_view(now):
+            return False
+        target = min(state.pins_to_restore)
+        state.pins_to_restore.discard(target)
+        if state.stopping or target not in state.recipes or granting.is_servable(state, target):
+            return False
+        if isinstance(plans.plan(state, target), Impossible):
+            return False
+        name, _ = state.recipes[target]
+        swapping.begin(state, target, name, "pin", now).unasked = True
         return True
 
     def _undo_spill_if_idle(self, now: float) -> bool:

@@ -49,6 +49,7 @@ class Swap:
     drained_at: float = 0.0
     asker_left_at: float | None = None
     drain_said_slow: bool = False
+    settle_said: bool = False
     report_needed_since: float = NEVER
     poll_at: float = NEVER
     clear_reports: int = 0
@@ -69,6 +70,10 @@ class Swap:
     """When Ollama would unload them by itself, by that report."""
     trial: bool = False
     """Whether it is unknown that they fit together: then nobody is served meanwhile."""
+    returning: tuple[Variant, ...] = ()
+    """Pinned models that go for the target and come back beside it."""
+    unasked: bool = False
+    """It restores a pinned model: nobody need wait for it."""
     withdraws: bool = False
     """The target did not fit beside a pin, and goes again."""
     newcomer_rounds: int = 0
@@ -79,6 +84,11 @@ class Swap:
     load_breaks: int = 0
     loader: int | None = None
     loader_failed: bool = False
+
+    @property
+    def goes_on_by_itself(self) -> bool:
+        """Say whether it goes on though nobody waits for its target."""
+        return self.undoes_spill or self.unasked
 
     @property
     def admits_companions(self) -> bool:
@@ -119,6 +129,8 @@ class State:
     vanishing: set[str] = field(default_factory=set)
     recipes: dict[Variant, tuple[str, LoadRecipe]] = field(default_factory=dict)
     spills_to_undo: set[Variant] = field(default_factory=set)
+    pins_to_restore: set[Variant] = field(default_factory=set)
+    """Pinned models that a trial has cost their place, or that left it for another load order."""
     traits: dict[str, Traits] = field(default_factory=dict)
     sizes: dict[Variant, int] = field(default_factory=dict)
     """The GPU memory of each variant when it was last seen wholly loaded, in bytes."""

@@ -14,7 +14,7 @@ from ollama_swap_proxy.core.turns import Turn
 
 def enter(state: State, swap: Swap, phase: Phase, now: float) -> None:
     """Move the swap to another phase."""
-    swap.phase, swap.phase_since = phase, now
+    swap.phase, swap.phase_since, swap.settle_said = phase, now, False
     state.moved_at = now
 
 
@@ -49,7 +49,7 @@ def is_asked_for(state: State, swap: Swap, now: float, *, goes_on_by_itself: boo
     Otherwise it is turned over to whoever waits for another model; if nobody does, it goes on where
     ``goes_on_by_itself``, and else ends after the afterlife.
     """
-    if state.line.awaits(swap.target):
+    if swap.unasked or state.line.awaits(swap.target):
         swap.asker_left_at = None
         return True
     other = granting.next_target(state, now)

@@ -68,7 +68,7 @@ def advance(state: State, swap: Swap, now: float) -> bool:
 
 
 def _drain(state: State, swap: Swap, now: float) -> None:
-    if not steps.is_asked_for(state, swap, now, goes_on_by_itself=swap.undoes_spill):
+    if not steps.is_asked_for(state, swap, now, goes_on_by_itself=swap.goes_on_by_itself):
         return
     blocking = plans.blocking(state, swap)
     if not blocking:

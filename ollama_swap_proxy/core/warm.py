@@ -48,7 +48,7 @@ def _took_release(state: State, event: events.Released, now: float) -> bool:
         intake.released(state, event, now)
         while granting.has_room(state, variant.key) and (ticket := granting.next_ticket(state, variant, now)):
             granting.give(state, ticket, now)
-    elif state.spills_to_undo:
+    elif state.spills_to_undo or state.pins_to_restore:
         return False  # it may be the idle moment for that
     else:
         intake.released(state, event, now)

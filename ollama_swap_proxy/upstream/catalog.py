@@ -12,11 +12,11 @@ import asyncio
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from ollama_swap_proxy.core import names
-from ollama_swap_proxy.core.tickets import Resident
+from ollama_swap_proxy.core.tickets import NO_TRAITS, Resident, Traits
 from ollama_swap_proxy.upstream.answers import PsEntry, ShowAnswer, TagEntry
 from ollama_swap_proxy.upstream.control import Control, ControlError
 from ollama_swap_proxy.upstream.flight import Flight
@@ -46,12 +46,24 @@ class Entry:
     remote: bool = False
 
 
+Describe = Callable[[Collection[str], Collection[str]], Traits]
+"""Tells the traits of a model by all its names and its capabilities."""
+
+
+def _nothing_known(_names: Collection[str], _capabilities: Collection[str]) -> Traits:
+    return NO_TRAITS
+
+
 class Catalog:
     """What exists. Names given to it are canonical. ``clock`` is in seconds and need not be the time of day."""
 
-    def __init__(self, control: Control, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, control: Control, clock: Callable[[], float] = time.monotonic, describe: Describe = _nothing_known
+    ) -> None:
         self._control = control
         self._clock = clock
+        self._describe = describe
+        self._capabilities: dict[str, frozenset[str]] = {}
         self._tags: dict[str, TagEntry] = {}
         self._tags_at = -math.inf
         self._changes = 0
@@ -148,7 +160,15 @@ class Catalog:
             size_bytes=entry.size_bytes,
             size_vram_bytes=entry.size_vram_bytes,
             expires_in_s=entry.expires_in_s,
+            traits=self._traits(self._key_of(entry.digest), entry.name, self._capabilities.get(entry.digest, ())),
         )
+
+    def traits(self, entry: Entry) -> Traits:
+        """Return the traits of a model that exists, by all names that it is known to have."""
+        return self._traits(entry.key, entry.spelled, entry.capabilities)
+
+    def _traits(self, key: str, name: str, capabilities: Collection[str]) -> Traits:
+        return self._describe({name, *self.names_of(key)}, capabilities)
 
     def _key_of(self, digest: str) -> str:
         return self._keys.get(digest, f"digest:{digest}")
@@ -206,6 +226,7 @@ class Catalog:
         key = answer.weights or f"digest:{digest or name}"
         if digest:
             self._keys[digest] = key
+            self._capabilities[digest] = answer.capabilities
             self._orphans.discard(digest)
         entry = Entry(
             name=name,

@@ -161,6 +161,7 @@ def generate(model: str, tokens: int = 2, **fields: Any) -> dict[str, Any]:
 def settings_for(upstream: str, **more: Any) -> Settings:
     here = Address("127.0.0.1", 0)
     given = {"listen": here, "admin": here, "upstream": URL(upstream), "shutdown_grace_s": 1, "ps_interval_s": 0.5}
+    given["companions"] = "none"  # one model at a time, unless a test is about companions
     return Settings(**(given | more))
 
 
@@ -176,6 +177,7 @@ async def client_session() -> AsyncIterator[aiohttp.ClientSession]:
 @contextlib.asynccontextmanager
 async def staged(
     models: Iterable[SimModel] = MODELS,
+    /,
     *,
     gpu: SimGPU | None = None,
     simulated: dict[str, Any] | None = None,

@@ -14,8 +14,9 @@ from ollama_swap_proxy.core.classes import NORMAL, TicketClass
 from ollama_swap_proxy.core.events import LoadFailure
 from ollama_swap_proxy.core.policy import DRAIN_AFTERLIFE_S, Policy
 from ollama_swap_proxy.core.scheduler import Scheduler
+from ollama_swap_proxy.core.snapshot import Snapshot
 from ollama_swap_proxy.core.state import Phase
-from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Variant
+from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Traits, Variant
 from ollama_swap_proxy.core.turns import End
 
 POLICY = Policy(
@@ -33,6 +34,14 @@ RECIPE = LoadRecipe("/api/generate", b"{}")
 ENDS_WITHIN_S = 200.0
 """Far more than the truthful rest of any history takes: a cool-down (40 s), a turn and a swap for each variant."""
 MOST_REPORTS_AT_ONCE = 6
+
+
+TRAITS = {"e": Traits(embedder=True), "p": Traits(pinned=True)}
+"""``e`` may stay beside others, ``p`` is never a victim."""
+
+
+def traits(key: str) -> Traits:
+    return TRAITS.get(key, Traits())
 
 
 class LongWay(Scheduler):
@@ -137,7 +146,7 @@ class Adversary:
     def _note_step(self, name: str, fields: dict[str, object]) -> None:
         if name == "swap_decided":
             assert not self.in_swap, "two swaps at a time"
-            self.in_swap, self.undoing, self.goes_ahead = True, fields["reason"] == "spill", False
+            self.in_swap, self.undoing, self.goes_ahead = True, fields["reason"] in {"spill", "pin"}, False
             self.evicted_in_swap.clear()
         elif name in {"swap_ended", "swap_given_up", "load_failed"}:
             self.in_swap = False
@@ -154,7 +163,9 @@ class Adversary:
             self._check_alone(ticket.variant)
             self.loading_leases.add(ticket_id)
         else:
-            assert not self.in_swap, f"I9: {ticket.variant} granted during a swap"
+            swap = self.state.swap
+            beside = swap is not None and key in swap.staying and not swap.trial
+            assert not self.in_swap or beside, f"I9: {ticket.variant} granted during a swap that it has no part in"
             assert self.last_good is not None, "I8: granted without any report"
             assert key in {r.key for r in self.last_good.residents}, f"I8: {key} granted, but the last report lacks it"
             since = max(self.load_ended_at, self.evicted_at.get(key, float("-inf")))
@@ -175,15 +186,24 @@ class Adversary:
         assert self.last_good is not None, "I1: loaded without any report"
         assert self.last_good.asked_at >= max(self.evicted_at.values(), default=0.0), "I1: loaded before confirmation"
         beside = {r.key for r in self.last_good.residents} - {variant.key}
-        assert not beside or self.goes_ahead, f"I1: {variant} loaded beside {beside}"
-        busy = {t.variant for t in self.leases.values()} - {variant}
+        generating = {key for key in {*beside, variant.key} if traits(key) == Traits()}
+        assert len(generating) <= 1 or self.goes_ahead, f"I1: {variant} loaded beside {beside}"
+        swap = self.state.swap
+        spared = set() if swap is None or swap.trial else swap.staying
+        busy = {t.variant for t in self.leases.values() if t.variant.key not in spared} - {variant}
         assert not busy, f"I1: {variant} loaded while {busy} have leases"
 
     def _evict(self, key: str) -> None:
         busy = [t.id for t in self.leases.values() if t.variant.key == key]
         assert not busy, f"I2: {key} evicted, leased by {busy}"
         wanted = any(t.variant.key != key or not self._serves(t.variant) for t in self.waiting.values())
-        assert wanted or self.undoing or key in self.evicted_in_swap, f"I7: {key} evicted, and nobody asks for it"
+        swap = self.state.swap
+        own = swap is not None and (swap.undoes_spill or swap.unasked)  # the end of a trial
+        reloads = swap is not None and swap.target.key == key
+        assert not traits(key).pinned or reloads or (swap is not None and swap.returning), "a pin is a victim"
+        assert wanted or own or self.undoing or key in self.evicted_in_swap, (
+            f"I7: {key} evicted, and nobody asks for it"
+        )
         assert self.last_good is not None, "I7: evicted without any report"
         assert key in {r.key for r in self.last_good.residents}, f"I7: {key} evicted, though not listed"
         self.evicted_in_swap.add(key)
@@ -217,7 +237,7 @@ class Adversary:
             longest_s = 8 * max(self.policy.stuck_after_s, self.policy.unload_timeout_s)
             assert now - swap.phase_since <= longest_s, f"I5: {swap.phase} takes longer than {longest_s} s"
         asked = any(t.variant == swap.target for t in self.waiting.values())
-        if swap.phase is Phase.DRAINING and not asked and not swap.undoes_spill:
+        if swap.phase is Phase.DRAINING and not asked and not swap.goes_on_by_itself:
             assert swap.asker_left_at is not None, "I10: a drain for nobody"
             assert now < swap.asker_left_at + DRAIN_AFTERLIFE_S, "I10: a drain outlives its asker for too long"
 
@@ -235,7 +255,10 @@ class Adversary:
         resists = any(pause.until > self.now for pause in state.resisting.values())
         leaving = bool(state.residency.leaving)
         idle = self.waiting and not self.leases and not resists and not leaving
-        assert not idle or self._lingers(), "I4: somebody waits, and nothing is under way"
+        assert not idle or self._lingers(), f"I4: somebody waits, and nothing is under way: {self._seen()}"
+
+    def _seen(self) -> Snapshot:
+        return self.scheduler.snapshot(self.now)
 
     def _lingers(self) -> bool:
         """Say whether the idle model is kept for who is likely to come back: not longer than one swap costs."""
@@ -268,6 +291,7 @@ class Adversary:
             client,
             stays_briefly=briefly,
             klass=klass,
+            traits=traits(key),
         )
         self.next_id += 1
         self.waiting[ticket.id] = ticket
@@ -295,7 +319,8 @@ class Adversary:
 
     def listed(self) -> tuple[Resident, ...]:
         return tuple(
-            Resident(key, key, f"d-{key}", it.size, it.vram, it.expires_in_s) for key, it in self.loaded.items()
+            Resident(key, key, f"d-{key}", it.size, it.vram, it.expires_in_s, traits(key))
+            for key, it in self.loaded.items()
         )
 
     def report(self, index: int = 0, *, as_of_asking: bool = False, twice: bool = False) -> None:
@@ -332,10 +357,15 @@ class Adversary:
     def end_load(self, index: int, failure: LoadFailure | None, *, lasts: bool = True, vram: int = 1000) -> None:
         variant = self.loads.pop(index)
         if failure is None and lasts:
-            self.loaded[variant.key] = Loaded(variant.options, vram=vram)
+            if vram == 0:  # Ollama made room for it by itself
+                self.loaded = {key: it for key, it in self.loaded.items() if key in self._busy()}
+            self.loaded[variant.key] = Loaded(variant.options, vram=vram or 1000)
         if failure is None:
             self.load_ended_at = self.now
         self.tell(events.LoadEnded(variant, failure))
+
+    def _busy(self) -> set[str]:
+        return {ticket.variant.key for ticket in self.leases.values()}
 
     def restart(self) -> None:
         """Upstream goes away with all it holds; running requests break."""
@@ -387,4 +417,5 @@ class Adversary:
         for (event, now), answer in zip(self.history, self.answers, strict=True):
             assert again.handle(event, now) == answer, f"I6: {event} at {now} was answered otherwise"
             slowly = long_way.handle(event, now)
-            assert _decisions(slowly) == _decisions(answer), f"{event} at {now}: the short way leads elsewhere"
+            short, long = _decisions(answer), _decisions(slowly)
+            assert short == long, f"{event} at {now}: the short way leads elsewhere: {short}, not {long}"

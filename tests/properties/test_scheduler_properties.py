@@ -13,7 +13,7 @@ I8  no grant for a model before a report newer than the last eviction or load sh
 I9  a victim gets no grant until it is gone or the swap is given up.
 I10 a ticket that left delays nobody (but for the 5 s of a drain's afterlife).
 
-Holds, modes and pins join them with the features. ``HYPOTHESIS_PROFILE=deep`` takes minutes.
+Holds and modes join them with the features. ``HYPOTHESIS_PROFILE=deep`` takes minutes.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PROFILE = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-KEYS = st.sampled_from("aabbc")
+KEYS = st.sampled_from("aabbceep")
 OPTIONS = st.sampled_from(["", "", "", "num_ctx=8192"])
 PICK = st.integers(min_value=0, max_value=1_000_000)
 VRAM = st.sampled_from([1000, 1000, 1000, 500, 0])
@@ -168,7 +168,7 @@ class AnythingMayHappen(RuleBasedStateMachine):
         pick=PICK,
     )
     def oddity(self, what: str, pick: int) -> None:
-        world, key = self.world, "abc"[pick % 3]
+        world, key = self.world, "abcep"[pick % 5]
         match what:
             case "restart":
                 world.restart()

@@ -1,0 +1,71 @@
+"""Models that stay together on the card, for real: a chat model and its embedder, and who cannot be beside a pin."""
+
+from __future__ import annotations
+
+from ollama_swap_proxy.simulator import SimGPU
+from tests.end_to_end.stage import EMBEDDER, SIGHTED, A, Stage, staged
+
+SOON_TRIED_S = 0.2
+"""Trials wait for so long here; in earnest for 6 s."""
+
+
+async def _embed(stage: Stage) -> None:
+    answer = await stage.post("/api/embed", {"model": "embedder", "input": "x"})
+    assert answer.status == 200, answer.body
+
+
+def _resident(stage: Stage) -> set[str]:
+    return {resident.name for resident in stage.snapshot.residents}
+
+
+async def test_chat_and_embedder_alternating_twenty_times_cost_two_loads() -> None:
+    async with staged(companions="embedders", settle_max_s=SOON_TRIED_S) as stage:
+        for _ in range(20):
+            await stage.served("a")
+            await _embed(stage)
+        assert len(stage.ollama.ledger.loads()) == 2
+        assert stage.evictions_by_ollama == []
+        assert _resident(stage) == {"a:latest", "embedder:latest"}
+
+
+async def test_the_strict_form_swaps_them() -> None:
+    async with staged(companions="none") as stage:
+        for _ in range(2):
+            await stage.served("a")
+            await _embed(stage)
+        assert len(stage.ollama.ledger.loads()) == 4
+
+
+async def test_a_pair_that_does_not_fit_is_tried_once_in_each_load_order_and_never_again() -> None:
+    """4500 and 300 MiB on a card of 4600: whatever Ollama makes of it."""
+    async with staged(
+        (A, EMBEDDER), gpu=SimGPU(4600, lag_s=0.0), companions="embedders", settle_max_s=SOON_TRIED_S
+    ) as stage:
+        for _ in range(6):
+            await stage.served("a")
+            await _embed(stage)
+        proofs = stage.service._gate._scheduler._state.proofs
+        assert not proofs.proven
+        assert max(proofs.trials.values()) <= 3
+        before = dict(proofs.trials)
+        for _ in range(3):
+            await stage.served("a")
+            await _embed(stage)
+        assert proofs.trials == before
+        assert all(resident.spilled_bytes == 0 for resident in stage.snapshot.residents)
+
+
+async def test_a_pinned_model_stays_and_what_cannot_be_beside_it_is_refused_at_once() -> None:
+    async with staged(
+        (A, SIGHTED, EMBEDDER), models={"a": {"pinned": True}}, companions="embedders", settle_max_s=SOON_TRIED_S
+    ) as stage:
+        await stage.served("a")
+        await _embed(stage)
+        assert _resident(stage) == {"a:latest", "embedder:latest"}
+        for _ in range(4):
+            answer = await stage.ask("sighted")
+        assert answer.status == 503
+        assert answer.code == "pinned_out"
+        assert "a:latest" in answer.json["error"]
+        await stage.served("a")
+        assert "a:latest" in _resident(stage)

@@ -255,7 +255,7 @@ async def test_a_defect_of_ours_is_told_in_the_callers_dialect(monkeypatch: pyte
     def broken(*_: object) -> None:
         raise LookupError("a defect")
 
-    monkeypatch.setattr("ollama_swap_proxy.app.App._ticket", broken)
+    monkeypatch.setattr("ollama_swap_proxy.app._why_no_lease", broken)
     async with staged() as stage:
         for path, answer in (await ask_all(stage, "alpha")).items():
             text = check(path, answer, 500, "internal_error", retry=False)

@@ -21,7 +21,7 @@ from ollama_swap_proxy.core import commands, events
 from ollama_swap_proxy.core.classes import NORMAL, TicketClass
 from ollama_swap_proxy.core.policy import SHORTEST_TURN_S, Policy
 from ollama_swap_proxy.core.scheduler import Scheduler
-from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Variant
+from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Traits, Variant
 from ollama_swap_proxy.gate import PROGRESS_INTERVAL_S
 
 MIB = 1 << 20
@@ -130,13 +130,23 @@ class Ours:
 
 def _ticket(request: Request, model: Model, klass: TicketClass) -> Ticket:
     recipe = LoadRecipe("/api/embed" if model.embeds else "/api/generate", b"{}")
-    return Ticket(request.id, Variant(model.name), model.name, request.arrived_at, recipe, request.client, klass=klass)
+    return Ticket(
+        request.id,
+        Variant(model.name),
+        model.name,
+        request.arrived_at,
+        recipe,
+        request.client,
+        klass=klass,
+        traits=Traits(embedder=model.embeds),
+    )
 
 
 def _residents(models: tuple[Model, ...]) -> tuple[Resident, ...]:
     return tuple(
-        Resident(model.name, model.name, f"digest of {model.name}", model.size_mib * MIB, model.size_mib * MIB)
+        Resident(model.name, model.name, "", size, size, traits=Traits(embedder=model.embeds))
         for model in models
+        for size in [model.size_mib * MIB]
     )
 
 

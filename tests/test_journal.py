@@ -92,6 +92,22 @@ async def test_for_eyes_each_request_has_a_line_of_its_own_too() -> None:
     assert "id=2" in second
 
 
+@pytest.mark.parametrize("model", ["模型", "\udce9"])
+async def test_lines_that_are_written_together_are_ascii_and_whole_whatever_one_of_them_tells(model: str) -> None:
+    lines, stream = journal_at("info")
+    for number, name in enumerate(["small", model, "small"]):
+        told = journey(number)
+        told.model = name
+        lines.end(told)
+    lines.write()
+    assert stream.getvalue().isascii()
+    assert [(line["event"], line["id"], line["model"]) for line in written(stream)] == [
+        ("request", 0, "small"),
+        ("request", 1, model),
+        ("request", 2, "small"),
+    ]
+
+
 class FullDisk(io.StringIO):
     """A stream that takes nothing."""
 

@@ -257,7 +257,9 @@ class Gate:
 
 
 def _stream(moving: Moving | None) -> tuple[float, float] | None:
-    """Return when the first and the last byte of a streamed answer came, else None."""
+    """Return when the first and the last byte of a streamed answer came, else None: one that came at once is none."""
     if moving is None or not moving.streamed or moving.first_byte_at is None or moving.last_byte_at is None:
+        return None
+    if moving.first_byte_at == moving.last_byte_at:
         return None
     return moving.first_byte_at, moving.last_byte_at

@@ -97,7 +97,8 @@ def _last_grant_at(state: State, key: str) -> float:
 
 def next_ticket(state: State, variant: Variant, now: float) -> Ticket | None:
     """Return who goes first of those that wait for a variant: clients of one class take turns, but for the overdue."""
-    chosen = turns.first(state.line.oldest_by_class(variant), now, 0.0)
+    oldest = state.line.oldest_by_class(variant)
+    chosen = oldest[0] if len(oldest) == 1 else turns.first(oldest, now, 0.0)
     if chosen is None or turns.is_overdue(chosen, now, 0.0):
         return chosen
     return state.line.fairest(variant, chosen.klass)

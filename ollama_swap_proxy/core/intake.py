@@ -82,6 +82,11 @@ def arrived(state: State, ticket: Ticket, now: float) -> None:
     leaves_at = None if ticket.patience_s is None else ticket.arrived_at + max(ticket.patience_s, LEAST_PATIENCE_S)
     if returns(state, ticket):
         ticket = _with_its_place(state, ticket, now)
+    stand(state, ticket, leaves_at, now)
+
+
+def stand(state: State, ticket: Ticket, leaves_at: float | None, now: float) -> None:
+    """Put a ticket into the line. ``leaves_at``: its own patience ends then."""
     state.line.add(ticket, leaves_at)
     state.gaps.came(ticket.client, ticket.variant, now)
     state.remember_recipe(ticket)

@@ -82,7 +82,6 @@ class Leases:
         return None if key in self._running else self._idle_since.get(key)
 
     def _fell_idle(self, key: str, now: float) -> None:
-        self._idle_since.pop(key, None)
         self._idle_since[key] = now
         if len(self._idle_since) > VARIANTS_KEPT:
             del self._idle_since[next(iter(self._idle_since))]

@@ -18,20 +18,28 @@ def _age(ticket: Ticket) -> tuple[float, int]:
 
 
 class _Lane:
-    """The tickets of one class for one variant. Clients take turns: whoever was granted goes behind the others."""
+    """The tickets of one class for one variant. Clients take turns: whoever was granted goes behind the others.
 
-    __slots__ = ("_by_client", "tickets")
+    ``last_at`` and ``last_id`` are those of the youngest ticket there ever was.
+    """
+
+    __slots__ = ("_by_client", "last_at", "last_id", "tickets")
 
     def __init__(self) -> None:
         self.tickets: OrderedDict[int, Ticket] = OrderedDict()
         self._by_client: OrderedDict[str, OrderedDict[int, Ticket]] = OrderedDict()
+        self.last_at, self.last_id = float("-inf"), -1
 
     def add(self, ticket: Ticket) -> None:
-        youngest = next(reversed(self.tickets.values()), None)
         self.tickets[ticket.id] = ticket
-        if youngest is not None and _age(youngest) > _age(ticket):  # it has kept its place from an earlier try
+        if ticket.arrived_at >= self.last_at:
+            self.last_at, self.last_id = ticket.arrived_at, ticket.id
+        else:  # it has kept its place from an earlier try
             self.tickets = OrderedDict(sorted(self.tickets.items(), key=lambda item: _age(item[1])))
-        self._by_client.setdefault(ticket.client, OrderedDict())[ticket.id] = ticket
+        of_client = self._by_client.get(ticket.client)
+        if of_client is None:
+            of_client = self._by_client[ticket.client] = OrderedDict()
+        of_client[ticket.id] = ticket
 
     def remove(self, ticket: Ticket, *, granted: bool) -> None:
         del self.tickets[ticket.id]
@@ -70,7 +78,9 @@ class Line:
         """Put a ticket in, behind those of its variant, class and client. ``leaves_at``: its own patience ends then."""
         if leaves_at is not None:
             self._impatient[ticket.id] = leaves_at
-        lanes = self._lanes.setdefault(ticket.variant, {})
+        lanes = self._lanes.get(ticket.variant)
+        if lanes is None:
+            lanes = self._lanes[ticket.variant] = {}
         lane = lanes.get(ticket.klass.name)
         if lane is None:
             lane = lanes[ticket.klass.name] = _Lane()
@@ -82,7 +92,8 @@ class Line:
         ticket = self._tickets.pop(ticket_id, None)
         if ticket is None:
             return None
-        self._impatient.pop(ticket_id, None)
+        if self._impatient:
+            self._impatient.pop(ticket_id, None)
         lanes = self._lanes[ticket.variant]
         lane = lanes[ticket.klass.name]
         lane.remove(ticket, granted=granted)
@@ -97,10 +108,10 @@ class Line:
         return variant in self._lanes
 
     def goes_behind(self, ticket: Ticket) -> bool:
-        """Say whether a ticket would stand behind others of its variant and class."""
+        """Say whether a ticket, which does not wait yet, would stand behind others of its variant and class."""
         lanes = self._lanes.get(ticket.variant)
         lane = None if lanes is None else lanes.get(ticket.klass.name)
-        return lane is not None and _age(next(reversed(lane.tickets.values()))) < _age(ticket)
+        return lane is not None and ticket.arrived_at >= lane.last_at and ticket.id > lane.last_id
 
     def variants(self) -> list[Variant]:
         """Return the variants that somebody waits for, in order of their arrival."""

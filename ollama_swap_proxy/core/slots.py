@@ -136,6 +136,8 @@ class Slots:
         use = None if model is None else model.running.pop(ticket_id, None)
         if model is None or use is None or not (model.running or model.ended):
             return
+        if stream is None and not model.held_s:
+            return  # of a model that never streamed yet, nothing can be learned
         _close(model, use, at, stream)
         if model.unjudged:
             _judge(model)

@@ -63,8 +63,8 @@ def precedence(ticket: Ticket, now: float, ahead_s: float) -> tuple[int, float, 
     Overdue tickets first, the later the better, as a share of their maximum; then the highest class; then the longest
     wait. ``ahead_s`` is what lies before it in any case, the expected swap: a ticket is overdue so much earlier.
     """
-    late = (now + ahead_s - ticket.arrived_at) / ticket.klass.max_wait_s
-    if late >= 1:
+    if is_overdue(ticket, now, ahead_s):
+        late = (now + ahead_s - ticket.arrived_at) / ticket.klass.max_wait_s
         return 0, -late, ticket.arrived_at, ticket.id
     return 1, -ticket.klass.rank, ticket.arrived_at, ticket.id
 
@@ -76,7 +76,7 @@ def first(tickets: Iterable[Ticket], now: float, ahead_s: float) -> Ticket | Non
 
 def is_overdue(ticket: Ticket, now: float, ahead_s: float) -> bool:
     """Say whether a ticket's maximum wait is over when what lies ahead of it is."""
-    return precedence(ticket, now, ahead_s)[0] == 0
+    return now + ahead_s - ticket.arrived_at >= ticket.klass.max_wait_s
 
 
 def ending(

@@ -25,7 +25,9 @@ def _took_arrival(state: State, ticket: Ticket, now: float) -> bool:
     if ticket.patience_s is not None or intake.returns(state, ticket):
         return False  # it wants to be woken for its patience, or has kept its place
     if state.line.goes_behind(ticket):
-        intake.arrived(state, ticket, now)  # behind others: which model is next, and until when, does not change
+        if state.stopping or len(state.line) >= state.policy.line_limit or ticket.id in state.leases:
+            return False
+        intake.stand(state, ticket, None, now)  # behind others: which model is next, and until when, does not change
         return True
     if len(state.line) or not _serves(state, ticket.variant, now) or ticket.id in state.leases:
         return False

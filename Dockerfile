@@ -7,7 +7,10 @@ RUN python -m venv /app && /app/bin/pip install --no-cache-dir --disable-pip-ver
 
 FROM python:3.13-slim
 COPY --from=build /app /app
-# Any user will do: nothing is written but temporary files for large request bodies.
+# What was learned is kept here: mount a volume to keep it with the next image, too.
+RUN install -d -o 65534 -g 65534 -m 0700 /var/lib/ollama-swap-proxy
+ENV OLLAMA_SWAP_PROXY_STATE_FILE=/var/lib/ollama-swap-proxy/state.json
+# Any user will do: nothing else is written but temporary files for large request bodies.
 USER 65534:65534
 # Inside a container every address is reached from outside only as far as it is published: publish on loopback
 # (docker run -p 127.0.0.1:11434:11434 ...). OLLAMA_SWAP_PROXY_UPSTREAM must be given: there is no Ollama in here.

@@ -88,7 +88,7 @@ class Line:
 async def process(*args: str, log: Path) -> AsyncIterator[None]:
     """Run a Python module of the package until the end of the block."""
     root = str(Path(__file__).parents[1])
-    environ = {**os.environ, "PYTHONPATH": root}
+    environ = {**os.environ, "PYTHONPATH": root, "OLLAMA_SWAP_PROXY_STATE_FILE": "none"}
     with log.open("wb") as output:
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-m", *args, env=environ, stdout=output, stderr=output

@@ -61,7 +61,7 @@ def loop_of(pid: int) -> str:
 
 @contextlib.contextmanager
 def running(port: int, loop: str, *command: str) -> Iterator[int]:
-    environment = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent), "OLLAMA_SWAP_PROXY_STATE_FILE": "none"}
     process = subprocess.Popen(
         [sys.executable, str(HERE / "on_loop.py"), loop, *command],
         stdout=subprocess.DEVNULL,

@@ -20,11 +20,14 @@ from ollama_swap_proxy.core import names
 from ollama_swap_proxy.settings.complaints import conflicts, describe, nearest, unknown_key
 from ollama_swap_proxy.settings.options import ENV_PREFIX, Settings, env_name
 from ollama_swap_proxy.settings.tables import TABLES
+from ollama_swap_proxy.settings.values import AUTO_STATE_FILE, NO_STATE_FILE
 
 __all__ = ["CONFIG_VARIABLE", "ENV_PREFIX", "ConfigError", "Loaded", "Settings", "env_name", "load", "load_settings"]
 
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 """Names the TOML file, where no ``--config`` does."""
+
+_STATE_FOLDER, _STATE_FILE = "ollama-swap-proxy", "state.json"
 
 _KUBERNETES = re.compile(
     r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
@@ -86,6 +89,8 @@ def load(overrides: Mapping[str, object], environ: Mapping[str, str] | None = No
     origins |= dict.fromkeys(on_command_line, "command line")
     try:
         settings = Settings.model_validate({**in_file, **in_environment, **on_command_line})
+        if settings.state_file == AUTO_STATE_FILE:
+            settings = settings.model_copy(update={"state_file": _state_file(environ)})
     except ValidationError as error:
         messages += [describe(detail, origins) for detail in error.errors(include_url=False)]
         raise ConfigError(messages) from None
@@ -93,6 +98,21 @@ def load(overrides: Mapping[str, object], environ: Mapping[str, str] | None = No
     if messages:
         raise ConfigError(messages)
     return Loaded(settings, origins)
+
+
+def _state_file(environ: Mapping[str, str]) -> str:
+    """Return where the state file belongs in this environment, or that there is no place for it.
+
+    A user without a home of its own (a container's, a service's) often has ``/`` or a folder that does not exist.
+    """
+    given, state_home, home = (environ.get(name, "") for name in ("STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"))
+    if given:
+        return str(Path(given.partition(":")[0]) / _STATE_FILE)  # systemd separates several by colons
+    if Path(state_home).is_absolute():  # others are to be ignored (XDG Base Directory Specification)
+        return str(Path(state_home) / _STATE_FOLDER / _STATE_FILE)
+    if Path(home).is_absolute() and Path(home) != Path("/") and Path(home).is_dir():
+        return str(Path(home) / ".local" / "state" / _STATE_FOLDER / _STATE_FILE)
+    return NO_STATE_FILE
 
 
 def _read_file(path: Path, messages: list[str]) -> dict[str, Any]:

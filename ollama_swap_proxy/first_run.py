@@ -15,6 +15,7 @@ from yarl import URL
 
 from ollama_swap_proxy.addresses import Address
 from ollama_swap_proxy.config import Settings
+from ollama_swap_proxy.settings.values import NO_STATE_FILE
 
 ANSWER_WITHIN_S = 3.0
 """An Ollama that is there answers /api/version in 1 ms; this allows for a name that is looked up."""
@@ -30,12 +31,16 @@ async def run(settings: Settings, say: Callable[[str], None]) -> int:
     async with _upstream(settings, say) as upstream:
         model = await find_model(upstream)
 
+        what = "your Ollama" if upstream == settings.upstream else "the simulated Ollama"
+
         def announce(listen: Address, admin: Address) -> None:
-            what = "your Ollama" if upstream == settings.upstream else "the simulated Ollama"
             for line in announcement(listen, admin, f"{what} ({upstream})", model):
                 say(line)
 
-        return await serve(settings.model_copy(update={"upstream": upstream}), ready=announce)
+        if upstream != settings.upstream:
+            # What is learned of simulated models is worth nothing for a real card.
+            settings = settings.model_copy(update={"upstream": upstream, "state_file": NO_STATE_FILE})
+        return await serve(settings, ready=announce)
 
 
 @asynccontextmanager

@@ -23,11 +23,12 @@ from ollama_swap_proxy.access import HostGuard
 from ollama_swap_proxy.addresses import Address
 from ollama_swap_proxy.app import App
 from ollama_swap_proxy.config import Settings, env_name
-from ollama_swap_proxy.core.events import Stopping
+from ollama_swap_proxy.core.events import Recalled, Stopping
 from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.gate import Gate
 from ollama_swap_proxy.listener.server import ProxyServer
 from ollama_swap_proxy.operator.api import operator_app
+from ollama_swap_proxy.state_file import StateFile
 from ollama_swap_proxy.traits import ModelTraits
 from ollama_swap_proxy.upstream.catalog import Catalog
 from ollama_swap_proxy.upstream.control import Control, control_session
@@ -92,8 +93,15 @@ class Service:
         control = Control(settings.upstream, session, connect_timeout_s=settings.connect_timeout_s)
         catalog = Catalog(control, loop.time, ModelTraits(settings).of)
         view = ResidencyView(control, catalog, settings.report_timeout_s, clock=loop.time)
-        gate = self._gate = Gate(Scheduler(settings.policy(), loop.time()), control, catalog, view)
+        scheduler = Scheduler(settings.policy(), loop.time())
+        gate = self._gate = Gate(scheduler, control, catalog, view)
         self._exit.push_async_callback(gate.close)
+        state_file = StateFile(settings.state_path, str(settings.upstream), scheduler.remembered)
+        learned = await state_file.read()
+        if learned is not None:
+            gate.tell(Recalled(learned))
+        self._exit.push_async_callback(state_file.close)
+        state_file.start()
         relay = Relay(settings.upstream, connect_timeout_s=settings.connect_timeout_s)
         self._exit.push_async_callback(relay.close)
         guard = HostGuard(settings.listen, settings.allowed_hosts)

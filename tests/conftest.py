@@ -1,4 +1,4 @@
-"""What all tests share: the adaptation of aioresponses to the aiohttp that we build on."""
+"""What all tests share: no state file is kept, and aioresponses fits the aiohttp that we build on."""
 
 from __future__ import annotations
 
@@ -18,6 +18,14 @@ class MockedResponse(ClientResponse):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, stream_writer=Mock(output_size=0), **kwargs)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_state_file() -> Iterator[None]:
+    """A proxy that a test starts as a process of its own must not keep anything in the home of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("OLLAMA_SWAP_PROXY_STATE_FILE", "none")
+        yield
 
 
 @pytest.fixture

@@ -268,3 +268,49 @@ def test_addresses_know_loopback_and_print_as_they_are_read() -> None:
     assert settings.listen.is_loopback
     assert settings.admin.is_loopback
     assert not Address("0.0.0.0", 1).is_loopback
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"STATE_DIRECTORY": "/var/lib/x", "XDG_STATE_HOME": "/xdg", "HOME": "{home}"}, "/var/lib/x/state.json"),
+        ({"STATE_DIRECTORY": "/var/lib/x:/var/lib/y"}, "/var/lib/x/state.json"),
+        ({"XDG_STATE_HOME": "/xdg", "HOME": "{home}"}, "/xdg/ollama-swap-proxy/state.json"),
+        ({"XDG_STATE_HOME": "xdg", "HOME": "{home}"}, "{home}/.local/state/ollama-swap-proxy/state.json"),
+        ({"HOME": "{home}"}, "{home}/.local/state/ollama-swap-proxy/state.json"),
+        ({"HOME": "{home}/missing"}, "none"),
+        ({"HOME": "/"}, "none"),
+        ({"HOME": ""}, "none"),
+        ({}, "none"),
+        ({"HOME": "{home}", "OLLAMA_SWAP_PROXY_STATE_FILE": "none"}, "none"),
+        ({"HOME": "{home}", "OLLAMA_SWAP_PROXY_STATE_FILE": "/elsewhere/s.json"}, "/elsewhere/s.json"),
+        (
+            {"HOME": "{home}", "OLLAMA_SWAP_PROXY_STATE_FILE": "auto"},
+            "{home}/.local/state/ollama-swap-proxy/state.json",
+        ),
+    ],
+)
+def test_the_state_file_has_its_place_where_the_environment_has_one(
+    tmp_path: Path, environ: dict[str, str], expected: str
+) -> None:
+    environ = {name: value.format(home=tmp_path) for name, value in environ.items()}
+    settings = load_settings({}, environ)
+    expected = expected.format(home=tmp_path)
+    assert settings.state_file == expected
+    assert settings.state_path == (None if expected == "none" else Path(expected))
+
+
+def test_an_empty_state_file_in_the_file_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text('state_file = ""\n', encoding="utf-8")
+    assert load_settings({}, {"HOME": str(tmp_path)}, path).state_path is None
+
+
+@pytest.mark.parametrize("value", ["state.json", "~/state.json", "/var/lib/", "/a\nb", "off"])
+def test_a_state_file_is_named_by_an_absolute_path(value: str) -> None:
+    with pytest.raises(ConfigError, match="absolute path"):
+        load_settings({}, {"OLLAMA_SWAP_PROXY_STATE_FILE": value})
+
+
+def test_settings_that_were_read_from_nowhere_keep_nothing() -> None:
+    assert Settings().state_path is None

@@ -8,6 +8,7 @@ import shlex
 import signal
 import socket
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,11 +78,13 @@ def test_the_announcement_names_an_address_that_can_be_connected_to() -> None:
     assert """'{"model": "it'"'"'s:1b",""" in text
 
 
-async def test_run_serves_a_simulated_ollama_where_none_answers_and_its_curl_line_works() -> None:
+async def test_run_serves_a_simulated_ollama_where_none_answers_and_its_curl_line_works(tmp_path: Path) -> None:
+    """And what was learned of it is not kept: for a real card it is worth nothing."""
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         nowhere = f"127.0.0.1:{closed.getsockname()[1]}"
-        settings = load_settings({"listen": "127.0.0.1:0", "admin": "127.0.0.1:0", "upstream": nowhere}, {})
+        here = {"listen": "127.0.0.1:0", "admin": "127.0.0.1:0", "state_file": str(tmp_path / "state.json")}
+        settings = load_settings({**here, "upstream": nowhere}, {})
         said: list[str] = []
         running = asyncio.create_task(run(settings, said.append))
         while not any(line.startswith("Stop with") for line in said):
@@ -95,6 +98,7 @@ async def test_run_serves_a_simulated_ollama_where_none_answers_and_its_curl_lin
         assert "simulated" in (await response.json())["response"]
     os.kill(os.getpid(), signal.SIGTERM)
     assert await running == 0
+    assert not os.listdir(tmp_path)  # noqa: PTH208 - a test may wait for its disk
 
 
 async def test_run_uses_the_ollama_that_answers(ollama: URL) -> None:

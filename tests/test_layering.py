@@ -20,6 +20,7 @@ RANKS = {
     "errors": 1,
     "logs": 1,
     "prompt": 1,
+    "state_file": 1,
     "access": 2,
     "settings": 2,
     "simulator": 2,

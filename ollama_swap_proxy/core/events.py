@@ -121,6 +121,15 @@ class UpstreamIdentified:
 
 
 @dataclass(frozen=True, slots=True)
+class Recalled:
+    """What an earlier run has learned was found: as `Scheduler.remembered` gave it, unless it was damaged since. To be
+    told before anything else.
+    """
+
+    memory: object
+
+
+@dataclass(frozen=True, slots=True)
 class Stopping:
     """We were asked to end: waiting tickets are answered, running leases go on."""
 
@@ -142,6 +151,7 @@ Event = (
     | ViewOutdated
     | ModelChanged
     | UpstreamIdentified
+    | Recalled
     | Stopping
     | TimePassed
 )

@@ -6,7 +6,7 @@ after every event), but for tickets that are turned away as they come.
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import commands, events, evicting, failing, granting, loading, plans
+from ollama_swap_proxy.core import commands, events, evicting, failing, granting, loading, memory, plans
 from ollama_swap_proxy.core.policy import (
     CAREFUL_POLL_S,
     LASTS_AFTER_S,
@@ -54,9 +54,9 @@ def take_in(state: State, event: events.Event, now: float) -> None:  # noqa: C90
             state.cool_downs = {v: pause for v, pause in state.cool_downs.items() if v.key != key}
             state.residency.outdated_at = now
         case events.UpstreamIdentified(version, ps_is_safe):
-            if state.version not in {None, version}:
-                state.forecast.forget_settle()
-            state.version, state.ps_is_safe = version, ps_is_safe
+            _identified(state, version, ps_is_safe=ps_is_safe)
+        case events.Recalled(learned):
+            memory.recall(state, learned)
         case events.Stopping():
             _stop(state)
         case events.TimePassed():
@@ -204,6 +204,17 @@ def _unknown(state: State, asked_at: float, reason: str, now: float, *, unreacha
         state.unreachable_since = now
     if now - state.unreachable_since >= UPSTREAM_GRACE_S:
         failing.upstream_down(state, reason, now)
+
+
+def _identified(state: State, version: str, *, ps_is_safe: bool) -> None:
+    """Note upstream's version; what depends on it is forgotten if it was another one, be it before a restart."""
+    if state.version not in {None, version}:
+        state.forecast.forget_settle()
+    why = state.proofs.found(None, version)
+    if why is not None:
+        state.plans.clear()
+        state.say("proofs_forgotten", reason=why)
+    state.version, state.ps_is_safe = version, ps_is_safe
 
 
 def _upstream_is_back(state: State) -> None:

@@ -11,7 +11,7 @@ Owns the order of decisions. Must not do anything: the gate carries the commands
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import commands, events, failing, granting, intake, plans, swapping, warm
+from ollama_swap_proxy.core import commands, events, failing, granting, intake, memory, plans, swapping, warm
 from ollama_swap_proxy.core.forecast import Forecast
 from ollama_swap_proxy.core.policy import SPILL_UNDONE_AFTER_S, Policy
 from ollama_swap_proxy.core.snapshot import Snapshot, take
@@ -63,6 +63,10 @@ class Scheduler:
     def snapshot(self, now: float) -> Snapshot:
         """Return what there is to see, as one immutable object."""
         return take(self._state, now)
+
+    def remembered(self) -> dict[str, object]:
+        """Return what was learned, as plain JSON values: `events.Recalled` gives it to a scheduler that starts."""
+        return memory.remembered(self._state)
 
     def _advance(self, now: float) -> None:
         state = self._state

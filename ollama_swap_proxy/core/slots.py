@@ -21,6 +21,7 @@ each load, but nearly always as before; where it does not, the same evidence cor
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import chain
 from math import comb, inf, log
@@ -152,6 +153,16 @@ class Slots:
         model = self._models.get(key)
         if model is not None:
             model.steady = 0
+
+    def learned(self) -> dict[str, int]:
+        """Return the number of leases of each model of which anything was learned."""
+        return {key: model.most for key, model in self._models.items() if model.judged or model.most != FIRST_MOST}
+
+    def recall(self, learned: Mapping[str, int]) -> None:
+        """Begin with numbers that were `learned` before a restart; from there they change one by one, on evidence."""
+        for key, most in learned.items():
+            if key not in self._models:
+                self._add(key).settle_on(max(2, most), judged=True)
 
     def _add(self, key: str) -> _Model:
         if len(self._models) >= MODELS_KEPT:

@@ -24,6 +24,7 @@ from ollama_swap_proxy.demo.screen import Screen, Side
 from ollama_swap_proxy.demo.tally import closing_table, conclusion, count
 from ollama_swap_proxy.demo.traffic import Crowd
 from ollama_swap_proxy.serving import Service
+from ollama_swap_proxy.settings.values import NO_STATE_FILE
 from ollama_swap_proxy.simulator import DEFAULT_MODELS, SimGPU, SimulatedOllama
 
 DURATION_S = 20.0
@@ -97,6 +98,7 @@ def _settings(upstream: URL, scale: float) -> Settings:
         turn_limit_s=TURN_LIMIT_S * scale,
         settle_max_s=SETTLE_MAX_S * scale,
         shutdown_grace_s=0,
+        state_file=NO_STATE_FILE,
     )
 
 

@@ -7,6 +7,7 @@ config.example.toml repeat what stands here, and tests compare them.
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ByteSize, ConfigDict
@@ -17,6 +18,8 @@ from ollama_swap_proxy.core.classes import TicketClass
 from ollama_swap_proxy.core.policy import Policy
 from ollama_swap_proxy.settings.tables import Classes, Models, Rules
 from ollama_swap_proxy.settings.values import (
+    AUTO_STATE_FILE,
+    NO_STATE_FILE,
     Bytes,
     ClassName,
     Count,
@@ -28,6 +31,7 @@ from ollama_swap_proxy.settings.values import (
     Networks,
     Seconds,
     SecondsOrZero,
+    StateFilePath,
     Upstream,
 )
 
@@ -176,6 +180,13 @@ class Settings(BaseModel):
     """How long running answers may go on after SIGTERM. 0: they are cut at once. A second signal ends at once
     anyway."""
 
+    state_file: StateFilePath = AUTO_STATE_FILE
+    """Where what was learned is kept across restarts: which models fit together, sizes, how long swaps take. The
+    absolute path of a file, which is replaced as a whole: its folder must be writable, and is made if it is
+    missing. auto: state.json in $STATE_DIRECTORY (systemd sets it), else
+    $XDG_STATE_HOME/ollama-swap-proxy/state.json or ~/.local/state/ollama-swap-proxy/state.json, else none. none (in
+    the file an empty text too): nothing is kept, all is learned anew."""
+
     log_format: Literal["auto", "pretty", "json"] = "auto"
     """pretty: for eyes; json: one object a line; auto: pretty on a terminal, else json. Logs go to stderr."""
 
@@ -194,6 +205,11 @@ class Settings(BaseModel):
 
     models: Models = {}  # pydantic copies it
     """Settings of single models, each under its name; "qwen3" means "qwen3:latest", as in Ollama."""
+
+    @property
+    def state_path(self) -> Path | None:
+        """The state file, or None: no file. ``auto`` is none either: `config` has put a path in its place, or not."""
+        return None if self.state_file in {AUTO_STATE_FILE, NO_STATE_FILE} else Path(self.state_file)
 
     def policy(self) -> Policy:
         """Return the numbers that the scheduler decides by."""

@@ -10,6 +10,7 @@ import fnmatch
 import ipaddress
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import BeforeValidator, ByteSize, Field
@@ -19,6 +20,9 @@ from ollama_swap_proxy.addresses import Address, parse_address, parse_upstream
 from ollama_swap_proxy.core import endpoints, names
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+AUTO_STATE_FILE = "auto"
+NO_STATE_FILE = "none"
 
 _WILD = re.compile(r"[*?\[]")
 """What makes a text a glob that stands for more than itself."""
@@ -113,6 +117,15 @@ def _read_key_hashes(value: object) -> tuple[str, ...]:
     return hashes
 
 
+def _read_state_file(value: object) -> str:
+    path = text(value)
+    if path in {"", NO_STATE_FILE}:
+        return NO_STATE_FILE
+    if path != AUTO_STATE_FILE and (not Path(path).is_absolute() or path.endswith("/") or not path.isprintable()):
+        raise ValueError(f"must be the absolute path of a file, auto or none; got {path!r}")
+    return path
+
+
 def _read_header_name(value: object) -> str:
     if value != "" and not _HEADER_NAME.fullmatch(text(value)):
         raise ValueError(f"must be the name of a header; got {value!r}")
@@ -181,6 +194,7 @@ Seconds = Annotated[float, _NoBool, Field(gt=0, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, _NoBool, Field(ge=0, allow_inf_nan=False)]
 Interval = Annotated[float, _NoBool, Field(ge=0.1, allow_inf_nan=False)]
 Bytes = Annotated[ByteSize, _NoBool, Field(ge=0)]
+StateFilePath = Annotated[str, BeforeValidator(_read_state_file)]
 HeaderName = Annotated[str, BeforeValidator(_read_header_name)]
 ClassName = Annotated[str, BeforeValidator(_read_class_name)]
 

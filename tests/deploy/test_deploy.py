@@ -134,6 +134,22 @@ def test_the_image_runs_as_nobody_checks_its_health_and_listens_where_it_can_be_
         assert found[1] in main.commands  # type: ignore[attr-defined]
 
 
+def test_what_was_learned_is_kept_where_the_user_of_the_image_and_of_the_unit_may_write(
+    services: dict[str, Any],
+) -> None:
+    environ = dict(re.findall(r"^ENV (\w+)=(\S+)$", DOCKERFILE, re.MULTILINE))
+    folder = load_settings({"upstream": "http://ollama-server:11434"}, environ).state_path
+    assert folder is not None
+    made = re.search(rf"^RUN install -d -o (\d+) -g \d+ -m 0700 {folder.parent}$", DOCKERFILE, re.MULTILINE)
+    user = re.search(r"^USER (\d+):", DOCKERFILE, re.MULTILINE)
+    assert made
+    assert user
+    assert made[1] == user[1]
+    assert services["ollama"]["read_only"] is True
+    assert [volume.partition(":")[2] for volume in services["ollama"]["volumes"]] == [str(folder.parent)]
+    assert re.search(r"^StateDirectory=(\S+)$", UNIT, re.MULTILINE)
+
+
 def test_the_build_gets_all_that_it_copies() -> None:
     kept = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(encoding="utf-8"), re.MULTILINE)
     for names in re.findall(r"^COPY (?!--from)(.+)$", DOCKERFILE, re.MULTILINE):

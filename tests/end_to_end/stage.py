@@ -166,6 +166,21 @@ def settings_for(upstream: str, **more: Any) -> Settings:
 
 
 @contextlib.asynccontextmanager
+async def before(ollama: SimulatedOllama, session: aiohttp.ClientSession, **settings: Any) -> AsyncIterator[Stage]:
+    """The proxy in front of an Ollama that runs already, and outlives it."""
+    async with Service(settings_for(ollama.url, **settings)) as service:
+        stage = Stage(ollama, service, session)
+        try:
+            away = ollama.faults.refuse_connections
+            await eventually(lambda: stage.snapshot.report_age_s is not None or away)
+            yield stage
+        finally:
+            for task in stage.running:
+                task.cancel()
+            await asyncio.gather(*stage.running, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
 async def client_session() -> AsyncIterator[aiohttp.ClientSession]:
     """A client without a pool's limits, whose connections close when its answers do."""
     timeout = aiohttp.ClientTimeout(total=None)
@@ -191,15 +206,8 @@ async def staged(
     more = {"num_parallel": 4, "time_scale": SCALE} | (simulated or {})
     async with SimulatedOllama(models, gpu or SimGPU(8000, lag_s=0.0), **more) as ollama, client_session() as session:
         ollama.faults.refuse_connections = away
-        async with Service(settings_for(ollama.url, **settings)) as service:
-            stage = Stage(ollama, service, session)
-            try:
-                await eventually(lambda: stage.snapshot.report_age_s is not None or away)
-                yield stage
-            finally:
-                for task in stage.running:
-                    task.cancel()
-                await asyncio.gather(*stage.running, return_exceptions=True)
+        async with before(ollama, session, **settings) as stage:
+            yield stage
 
 
 async def eventually(condition: Callable[[], object], limit_s: float = SOON_S) -> float:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 
 from ollama_swap_proxy.bodies import Body, read_intent
 from ollama_swap_proxy.core import endpoints, json_fields
@@ -256,6 +256,7 @@ def test_a_model_that_cannot_be_encoded_is_cleaned():
     assert intent(endpoints.GENERATE, '{"model":"\\ud800"}').model == "\ufffd"
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(bodies())
 def test_every_body_has_a_judgement(body):
     for endpoint in endpoints.GATED[:-1]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ollama_swap_proxy.core import endpoints, json_fields, requests
@@ -171,7 +171,7 @@ def test_one_byte_at_a_time_keeps_nothing_but_a_token():
     assert skeleton.fields().plain("model") == "small"
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_the_skeleton_and_the_whole_body_are_judged_alike(data):
     body = data.draw(bodies())

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 from aiohttp.web_protocol import RequestPayloadError
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from ollama_swap_proxy.access import TURNED_AWAY, HostGuard
 from ollama_swap_proxy.bodies import SYNCHRONOUS_LIMIT_BYTES, Body, read_at_once, read_intent
@@ -21,6 +23,7 @@ from ollama_swap_proxy.callers import Callers
 from ollama_swap_proxy.config import Settings
 from ollama_swap_proxy.core import endpoints, events, json_fields, names
 from ollama_swap_proxy.core.endpoints import Endpoint
+from ollama_swap_proxy.core.explain import Explanation
 from ollama_swap_proxy.core.requests import Intent, Kind, surely_refused_by
 from ollama_swap_proxy.core.tickets import LoadRecipe, Ticket, Traits, Variant
 from ollama_swap_proxy.core.variants import load_recipe, variant_options
@@ -40,6 +43,8 @@ FRESH_ENTRY_S: Final = 1.0
 
 PLANS_KEPT: Final = 1024
 """For so many pairs of endpoint and model the variant and load recipe of a request without options are remembered."""
+
+_NO_HEADERS: Final = CIMultiDictProxy(CIMultiDict[str]())
 
 LIBRARY_BODY_LIMIT_BYTES: Final = 256 * 1024
 """A pull, create, copy or delete names its model in a small body; of a larger one we only know that it came."""
@@ -111,6 +116,30 @@ class App:
             return OwnAnswer.of_error(ProxyError(INTERNAL_ERROR, 500, "the proxy failed; see its log"), dialect)
         finally:
             self._journal.end(journey)
+
+    async def explain(self, model: str) -> Explanation | str:
+        """Say what would happen to a plain request for this model that came now from nowhere in particular; or, in
+        words, why it would need no lease. Ollama is asked what it knows of the name; nothing is done.
+
+        Raises:
+            ProxyError: what Ollama has under this name cannot be found out.
+        """
+        parsed = names.parse(model)
+        if isinstance(parsed, names.InvalidName):
+            return f"{model!r} names no model: {parsed.reason}"
+        entry = None if isinstance(parsed, names.CloudName) else await self._find(parsed.canonical)
+        if isinstance(parsed, names.CloudName) or (entry is not None and entry.remote):
+            return f"{model} runs elsewhere: its requests are passed on at once"
+        if entry is None:
+            return f"Ollama has no model {model}: requests for it are passed on at once, for Ollama to answer"
+        traits = self._catalog.traits(entry)
+        endpoint = endpoints.EMBED if traits.embedder else endpoints.GENERATE
+        plan = _make_plan(endpoint, {}, entry, traits)
+        caller = self._callers.identify(_NO_HEADERS, "", endpoint.path, parsed.canonical)
+        ticket = Ticket(
+            0, plan.variant, plan.name, self._loop.time(), plan.recipe, klass=caller.klass, traits=plan.traits
+        )
+        return self._gate.explain(ticket)
 
     async def _gated(self, request: ClientRequest, endpoint: Endpoint, journey: Journey) -> Answer:
         journey.gated = True
@@ -216,13 +245,13 @@ class App:
 
     def _plan(self, endpoint: Endpoint, intent: Intent, entry: Entry) -> Plan:
         if intent.options:
-            return _make_plan(endpoint, intent, entry, self._catalog.traits(entry))
+            return _make_plan(endpoint, intent.options, entry, self._catalog.traits(entry))
         key = (endpoint, entry.spelled, entry.digest)
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= PLANS_KEPT:
                 self._plans.clear()
-            plan = self._plans[key] = _make_plan(endpoint, intent, entry, self._catalog.traits(entry))
+            plan = self._plans[key] = _make_plan(endpoint, intent.options, entry, self._catalog.traits(entry))
         return plan
 
     async def _change_library(self, request: ClientRequest, journey: Journey) -> Answer:
@@ -271,13 +300,13 @@ def _why_no_lease(endpoint: Endpoint, intent: Intent, entry: Entry | None) -> st
     return ""
 
 
-def _make_plan(endpoint: Endpoint, intent: Intent, entry: Entry, traits: Traits) -> Plan:
-    options = variant_options(entry.parameters, intent.options)
+def _make_plan(endpoint: Endpoint, given: Mapping[str, object], entry: Entry, traits: Traits) -> Plan:
+    options = variant_options(entry.parameters, given)
     if entry.adapters:
         # Adapters and projectors are not in the key, but other ones force a reload (server/sched.go:1381).
         digests = "+".join(adapter[-12:] for adapter in entry.adapters)
         options = f"{options},adapters={digests}".lstrip(",")
-    recipe = load_recipe(endpoint, entry.spelled, intent.options, entry.capabilities or None)
+    recipe = load_recipe(endpoint, entry.spelled, given, entry.capabilities or None)
     return Plan(entry.spelled, Variant(entry.key, options), recipe, traits)
 
 

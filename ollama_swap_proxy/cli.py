@@ -1,4 +1,4 @@
-"""The command line: serve, run, demo, check.
+"""The command line: serve, run, demo, check, healthcheck, explain.
 
 Owns arguments and exit codes (2: bad settings or arguments). Must not read settings (`config` does) nor do anything
 itself; what a command needs is imported when it runs, so that ``check`` and ``--version`` start fast.
@@ -22,6 +22,12 @@ BAD_SETTINGS = 2
 
 HEALTHY_WITHIN_S = 3.0
 """A proxy that cannot answer one line of its own in this time is not healthy."""
+
+
+EXPLAINED_WITHIN_S = 30.0
+"""It may have to ask Ollama what the model is."""
+
+OK = 200
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,16 +87,43 @@ def check(listen: str | None, upstream: str | None, admin: str | None, path: Pat
 def healthcheck(listen: str | None, upstream: str | None, admin: str | None, path: Path | None) -> None:
     """Ask a running proxy with the same settings whether it is alive (for containers; exit code 0 or 1)."""
     settings = _load(path, listen=listen, upstream=upstream, admin=admin).settings
-    from urllib.error import URLError  # noqa: PLC0415
-    from urllib.request import ProxyHandler, build_opener  # noqa: PLC0415
-
     url = f"http://{settings.admin.to_connect_to}/healthz"
-    try:
-        with build_opener(ProxyHandler({})).open(url, timeout=HEALTHY_WITHIN_S) as answer:
-            click.echo(f"{url}: {answer.read().decode().strip()}")
-    except (URLError, OSError, ValueError) as error:
-        click.echo(f"ollama-swap-proxy: {url}: {error}", err=True)
+    answer = _fetch(url, HEALTHY_WITHIN_S)
+    if answer is None:
         sys.exit(1)
+    status, body = answer
+    click.echo(f"{url}: {body.strip()}" if status == OK else f"ollama-swap-proxy: {url}: {status}", err=status != OK)
+    sys.exit(0 if status == OK else 1)
+
+
+@main.command()
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer of /v1/explain as it is.")
+@_with_settings
+def explain(
+    model: str, *, as_json: bool, listen: str | None, upstream: str | None, admin: str | None, path: Path | None
+) -> None:
+    """Ask a running proxy with the same settings what would happen to a request for MODEL now.
+
+    Who would have to go, why, and how long it would wait; nothing is done. Exit code 1: it cannot be told.
+    """
+    settings = _load(path, listen=listen, upstream=upstream, admin=admin).settings
+    import json  # noqa: PLC0415
+    from urllib.parse import quote  # noqa: PLC0415
+
+    url = f"http://{settings.admin.to_connect_to}/v1/explain?model={quote(model, safe='')}"
+    answer = _fetch(url, EXPLAINED_WITHIN_S)
+    if answer is None:
+        sys.exit(1)
+    status, body = answer
+    try:
+        told = json.loads(body)
+        text = told["text"] if status == OK else told["error"]
+    except (ValueError, KeyError, TypeError):
+        click.echo(f"ollama-swap-proxy: {url}: answered {status}, and not as a proxy of this version does", err=True)
+        sys.exit(1)
+    click.echo(body if as_json else text, err=status != OK and not as_json)
+    sys.exit(0 if status == OK else 1)
 
 
 @main.command()
@@ -99,6 +132,21 @@ def demo() -> None:
     from ollama_swap_proxy.demo import run as run_demo  # noqa: PLC0415
 
     sys.exit(_run(run_demo()))
+
+
+def _fetch(url: str, within_s: float) -> tuple[int, str] | None:
+    """Return the status and the text of a page of a running proxy; None, and say why, if there is none."""
+    from urllib.error import HTTPError, URLError  # noqa: PLC0415
+    from urllib.request import ProxyHandler, build_opener  # noqa: PLC0415
+
+    try:
+        with build_opener(ProxyHandler({})).open(url, timeout=within_s) as answer:
+            return answer.status, answer.read().decode()
+    except HTTPError as error:
+        return error.code, error.read().decode(errors="replace")
+    except (URLError, OSError, ValueError) as error:
+        click.echo(f"ollama-swap-proxy: {url}: {error}", err=True)
+        return None
 
 
 def _load(path: Path | None, **overrides: str | None) -> Loaded:

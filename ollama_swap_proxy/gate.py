@@ -18,6 +18,7 @@ import structlog
 
 from ollama_swap_proxy.core import commands, events
 from ollama_swap_proxy.core.events import LoadFailure
+from ollama_swap_proxy.core.explain import Explanation
 from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.core.snapshot import Snapshot
 from ollama_swap_proxy.core.tickets import Ticket
@@ -157,6 +158,10 @@ class Gate:
     def snapshot(self) -> Snapshot:
         """Return what there is to see."""
         return self._scheduler.snapshot(self._loop.time())
+
+    def explain(self, ticket: Ticket) -> Explanation:
+        """Say what would become of this ticket if it were put in now; nothing is done."""
+        return self._scheduler.explain(ticket, self._loop.time())
 
     def start(self) -> None:
         """Begin: the first thing that the scheduler asks for is a report, and before it goes the version."""

@@ -107,7 +107,7 @@ class Service:
         guard = HostGuard(settings.listen, settings.allowed_hosts)
         app = self._app = App(gate, catalog, relay, guard, settings)
         self._exit.callback(app.close)
-        self.admin = await self._open_admin(gate)
+        self.admin = await self._open_admin(gate, app)
         self._server = ProxyServer(app.handle)
         self._exit.push_async_callback(self._server.stop, 0.0)
         try:
@@ -123,10 +123,10 @@ class Service:
             upstream=str(settings.upstream),
         )
 
-    async def _open_admin(self, gate: Gate) -> Address:
+    async def _open_admin(self, gate: Gate, app: App) -> Address:
         settings = self.settings
         runner = web.AppRunner(
-            operator_app(gate.snapshot, settings),
+            operator_app(gate.snapshot, app.explain, settings),
             access_log=None,
             handle_signals=False,
             shutdown_timeout=1.0,

@@ -86,3 +86,10 @@ def test_importing_the_command_line_loads_neither_server_nor_client() -> None:
     code = "import sys, ollama_swap_proxy.cli; print('aiohttp' in sys.modules, 'structlog' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.parametrize("command", [("healthcheck",), ("explain", "qwen3")])
+def test_a_proxy_that_is_not_there_is_said_to_be_away(command: tuple[str, ...], unused_tcp_port: int) -> None:
+    result = _invoke(*command, "--admin", f"127.0.0.1:{unused_tcp_port}")
+    assert result.exit_code == 1
+    assert f"127.0.0.1:{unused_tcp_port}" in result.stderr

@@ -86,6 +86,8 @@ def _victims(state: State, swap: Swap) -> list[Resident]:
 
 
 def _ask_to_unload(state: State, swap: Swap, victim: Resident, now: float) -> None:
+    if swap.victim is not None:
+        state.forecast.note_unload_time(swap.victim, now - swap.first_asked_at)  # the one before is listed no more
     swap.victim, swap.first_asked_at, swap.refused, swap.eviction_text = victim.key, now, False, ""
     swap.freed_before_at = state.residency.vram_freed_at
     foreign = victim.key not in state.residency.options
@@ -117,6 +119,7 @@ def _confirm(state: State, swap: Swap, now: float) -> None:
     if swap.victim is not None:
         took_s = now - swap.first_asked_at
         state.say("eviction_confirmed", took_s=round(took_s, 3))
+        state.forecast.note_unload_time(swap.victim, took_s)
         _learn(state, took_s, swap.first_asked_at - swap.freed_before_at)
         swap.victim = None
     if swap.withdraws:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ollama_swap_proxy.core import commands, granting, plans, steps
+from ollama_swap_proxy.core import commands, granting, plans, steps, waiting
 from ollama_swap_proxy.core.events import LoadFailure
 from ollama_swap_proxy.core.policy import RETRY_AFTER_S
 from ollama_swap_proxy.core.state import Pause, Phase, State, Swap, doubled
-from ollama_swap_proxy.core.tickets import Lease, Variant
+from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
 from ollama_swap_proxy.core.victims import Impossible
 
 LOAD_BREAKS_ALLOWED = 3
@@ -109,19 +109,34 @@ def refuse_impossible(state: State) -> None:
             state.reject_all(variant, rejection)
 
 
+class _Hints:
+    """When to come again for tickets that end in one moment: the play ahead is made once, and only if one ends."""
+
+    def __init__(self, state: State, now: float) -> None:
+        self._state, self._now = state, now
+        self._grants: dict[int, float] | None = None
+
+    def of(self, ticket: Ticket) -> int:
+        """Return the Retry-After for a ticket that still waits: for as long as it would."""
+        if self._grants is None:
+            self._grants = waiting.expected_grants(self._state, self._now)
+        return waiting.retry_after_s(self._grants.get(ticket.id), self._now)
+
+
 def expire_tickets(state: State, now: float) -> None:
     """Reject the tickets that waited too long, by our patience or their own, or for too long saw nothing move at all.
 
     A load has its own bound, and so has a drain for those whom it is for (`drain_stuck`).
     """
     swap, policy = state.swap, state.policy
+    hints = _Hints(state, now)
     while (leaving := state.line.next_to_leave()) is not None:
         leaves_at, ticket = leaving
         if now < leaves_at:
             state.wake(leaves_at)
             break
         text = f"{ticket.name} was waited for as long as the request asked to: {_what_for(state, ticket.variant, now)}"
-        state.reject(ticket, commands.Rejection("waited_too_long", 503, text, retry_after_s=30))
+        state.reject(ticket, commands.Rejection("waited_too_long", 503, text, hints.of(ticket)))
     for variant in state.line.variants():
         oldest = state.line.oldest(variant)
         bounded = swap is not None and (
@@ -133,11 +148,11 @@ def expire_tickets(state: State, now: float) -> None:
             if now >= given_up_at:
                 what_for = _what_for(state, oldest.variant, now)
                 text = f"{oldest.name} was waited for {_seconds(policy.give_up_after_s)}: {what_for}"
-                state.reject(oldest, commands.Rejection("waited_too_long", 503, text, retry_after_s=30))
+                state.reject(oldest, commands.Rejection("waited_too_long", 503, text, hints.of(oldest)))
             elif now >= stuck_at and not bounded:
                 what_for = _what_for(state, oldest.variant, now)
                 text = f"{oldest.name}: nothing moved for {_seconds(policy.stuck_after_s)}: {what_for}"
-                state.reject(oldest, commands.Rejection("nothing_moved", 503, text, retry_after_s=30))
+                state.reject(oldest, commands.Rejection("nothing_moved", 503, text, hints.of(oldest)))
             else:
                 state.wake(given_up_at if bounded else min(given_up_at, stuck_at))
                 break

@@ -1,6 +1,6 @@
-"""What swaps cost on this card, learned: how long they take, and how late memory comes back after an unload.
+"""What things take on this card, learned: swaps, loads, unloads, answers, and how late memory comes back.
 
-Owns the estimates. Must not act on them: `turns` and `loading` do.
+Owns the estimates. Must not act on them: `turns` and `loading` do, and `waiting` adds them up.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from ollama_swap_proxy.core.tickets import Resident, Variant
 
 _WEIGHT_OF_NEWEST = 0.4
 _FIRST_GUESS_S = 5.0
+_FIRST_UNLOAD_S = 0.1
+_WEIGHT_OF_NEWEST_ANSWER = 0.1
+"""Answers differ more from each other than loads do, and there are more of them."""
 
+K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -47,6 +51,11 @@ class Forecast:
     look_s: float = 0.0
     """The least wait, from when on unloads were seen to be slow behind one another."""
     swap_s: dict[Variant, float] = field(default_factory=dict)
+    load_s: dict[Variant, float] = field(default_factory=dict)
+    unload_s: dict[str, float] = field(default_factory=dict)
+    """By key: with which options a model goes makes no difference."""
+    answer_s: dict[Variant, float] = field(default_factory=dict)
+    """For how long a request has its lease: so long, in the mean, does it keep a drain or the next in line waiting."""
     fitted: dict[Variant, None] = field(default_factory=dict)
     suspects: dict[Variant, float] = field(default_factory=dict)
     """With the settle wait that was in force when they spilled."""
@@ -55,16 +64,39 @@ class Forecast:
 
     def swap_cost_s(self, target: Variant) -> float:
         """Return the expected duration of a whole swap to the target, in seconds."""
-        known = self.swap_s.get(target)
-        if known is not None:
-            return known
-        return sum(self.swap_s.values()) / len(self.swap_s) if self.swap_s else _FIRST_GUESS_S
+        return _known_or_mean(self.swap_s, target, _FIRST_GUESS_S)
+
+    def load_takes_s(self, target: Variant) -> float:
+        """Return the expected time from a load's beginning to its confirmation, in seconds."""
+        return _known_or_mean(self.load_s, target, _FIRST_GUESS_S)
+
+    def unload_takes_s(self, key: str) -> float:
+        """Return the expected time from asking an idle model to unload to its confirmation, in seconds."""
+        return _known_or_mean(self.unload_s, key, _FIRST_UNLOAD_S)
+
+    def answer_takes_s(self, variant: Variant) -> float:
+        """Return for how long a request of this variant is expected to have its lease, in seconds."""
+        return _known_or_mean(self.answer_s, variant, _FIRST_GUESS_S)
 
     def note_swap(self, target: Variant, took_s: float) -> None:
         """Learn from a swap: ``took_s`` is from the end of the drain to the confirmed load."""
-        before = self.swap_s.get(target)
-        after = took_s if before is None else before + _WEIGHT_OF_NEWEST * (took_s - before)
-        _keep(self.swap_s, target, after)
+        _learn(self.swap_s, target, took_s)
+
+    def note_load_time(self, target: Variant, took_s: float) -> None:
+        """Learn from a load that worked at the first try: ``took_s`` is until it was confirmed."""
+        _learn(self.load_s, target, took_s)
+
+    def note_unload_time(self, key: str, took_s: float) -> None:
+        """Learn from an unload: ``took_s`` is until no report listed the model any more."""
+        _learn(self.unload_s, key, took_s)
+
+    def note_answer(self, variant: Variant, took_s: float) -> None:
+        """Learn from a lease that ended after ``took_s``. Asked for each request: nothing is moved for a known one."""
+        before = self.answer_s.get(variant)
+        if before is None:
+            _keep(self.answer_s, variant, took_s)
+        else:
+            self.answer_s[variant] = before + _WEIGHT_OF_NEWEST_ANSWER * (took_s - before)
 
     @property
     def settle_usual_s(self) -> float:
@@ -137,9 +169,22 @@ class Forecast:
         self.settle_s = min(self.settle_max_s, max(2 * self.settle_s, SETTLE_FIRST_S))
 
 
-def _keep(known: dict[Variant, T], variant: Variant, learned: T) -> None:
-    """Remember this of the variant, and forget what was learned longest ago where that becomes too much."""
-    known.pop(variant, None)
-    known[variant] = learned
+def _known_or_mean(known: dict[K, float], about: K, first_guess: float) -> float:
+    """Return what is known of this one, else what is usual, else the guess."""
+    learned = known.get(about)
+    if learned is not None:
+        return learned
+    return sum(known.values()) / len(known) if known else first_guess
+
+
+def _learn(known: dict[K, float], about: K, took_s: float) -> None:
+    before = known.get(about)
+    _keep(known, about, took_s if before is None else before + _WEIGHT_OF_NEWEST * (took_s - before))
+
+
+def _keep(known: dict[K, T], about: K, learned: T) -> None:
+    """Remember this, and forget what was learned longest ago where that becomes too much."""
+    known.pop(about, None)
+    known[about] = learned
     if len(known) > VARIANTS_KEPT:
         del known[next(iter(known))]

@@ -7,6 +7,7 @@ resident: a client's gap is noted across swaps too, for it is the client's own t
 from __future__ import annotations
 
 from collections import deque
+from math import prod
 from typing import Final
 
 from ollama_swap_proxy.core.tickets import Variant
@@ -95,19 +96,19 @@ class Gaps:
         Each gap of a client that is longer than it has been away by now is as likely as the next, and as likely as that
         it does not come back at all.
         """
-        best_s = idle_s = last_s = 0.0
-        best_cost_s = stake_s = _SWAPS_AT_STAKE * swap_cost_s
-        nobody_back = 1.0
-        for back_s, stays_away in sorted(self._returns(variant, swap_cost_s, since)):
-            idle_s += nobody_back * (back_s - last_s)
-            last_s = back_s
-            nobody_back *= stays_away
-            cost_s = idle_s + nobody_back * stake_s
-            if cost_s < best_cost_s:
-                best_s, best_cost_s = back_s, cost_s
-        return best_s
+        return _cheapest(self._returns(variant, swap_cost_s, since), swap_cost_s)
 
-    def _returns(self, variant: Variant, within_s: float, since: float) -> list[tuple[float, float]]:
+    def outlook(self, variant: Variant, swap_cost_s: float, ends_at: float) -> tuple[float, float]:
+        """Return the linger, as `linger_s`, if all that is open now ends at ``ends_at``; and the chance that none of
+        the clients that have come back before does so within it. Others are lingered for, but not counted on.
+        """
+        linger_s = _cheapest(self._returns(variant, swap_cost_s, ends_at, all_ended=True), swap_cost_s)
+        known = self._returns(variant, linger_s, ends_at, all_ended=True, known_only=True)
+        return linger_s, prod(stays_away for _, stays_away in known)
+
+    def _returns(
+        self, variant: Variant, within_s: float, since: float, *, all_ended: bool = False, known_only: bool = False
+    ) -> list[tuple[float, float]]:
         """Return moments after ``since`` by which a client may be back, each with the chance that it then is not.
 
         A client that never came back yet is as likely to as others were, to whatever model: so clients that ask once
@@ -119,9 +120,9 @@ class Gaps:
         never_did = sum(1 for habit in everybody if not habit.back_in_s and habit.ended_at is not None)
         returns = []
         for habit in habits:
-            if habit.ended_at is None:
+            if (habit.ended_at is None and not all_ended) or (known_only and len(habit.back_in_s) <= 1):
                 continue  # it waits or is served: it need not come back
-            away_s = since - habit.ended_at
+            away_s = 0.0 if habit.ended_at is None else since - habit.ended_at
             left_s = [back_s - away_s for back_s in habit.back_in_s if back_s > away_s]
             newcomer_s = min(NEWCOMER_LINGER_S, NEWCOMER_SHARE * within_s)
             if len(habit.back_in_s) <= 1 and newcomer_s > away_s:
@@ -158,3 +159,18 @@ class Gaps:
             return None  # forgotten meanwhile
         habit.open -= 1
         return habit
+
+
+def _cheapest(returns: list[tuple[float, float]], swap_cost_s: float) -> float:
+    """Return the linger of least expected cost, in seconds."""
+    best_s = idle_s = last_s = 0.0
+    best_cost_s = stake_s = _SWAPS_AT_STAKE * swap_cost_s
+    nobody_back = 1.0
+    for back_s, stays_away in sorted(returns):
+        idle_s += nobody_back * (back_s - last_s)
+        last_s = back_s
+        nobody_back *= stays_away
+        cost_s = idle_s + nobody_back * stake_s
+        if cost_s < best_cost_s:
+            best_s, best_cost_s = back_s, cost_s
+    return best_s

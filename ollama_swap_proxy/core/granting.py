@@ -16,6 +16,8 @@ from ollama_swap_proxy.core.victims import Impossible
 def give(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> None:
     """Turn a waiting ticket into a lease."""
     state.line.remove(ticket.id, granted=True)
+    if state.accuracy.foretold:
+        state.accuracy.granted(ticket.id, now)
     lease(state, ticket, now, loads=loads)
 
 
@@ -111,7 +113,7 @@ def next_target(state: State, now: float) -> Ticket | None:
     """
     if state.resisting:
         for variant in state.line.variants():
-            if (until := _resisted_until(state, variant, now)) > now and not is_servable(state, variant):
+            if (until := resisted_until(state, variant, now)) > now and not is_servable(state, variant):
                 state.wake(until)
     return foremost(state, now)
 
@@ -123,13 +125,14 @@ def foremost(state: State, now: float) -> Ticket | None:
         for variant in state.line.variants()
         if not is_servable(state, variant)
         and not isinstance(plans.plan(state, variant), Impossible)
-        and not (state.resisting and _resisted_until(state, variant, now) > now)
+        and not (state.resisting and resisted_until(state, variant, now) > now)
         for ticket in state.line.oldest_by_class(variant)
     ]
     return min(candidates)[1] if candidates else None
 
 
-def _resisted_until(state: State, target: Variant, now: float) -> float:
+def resisted_until(state: State, target: Variant, now: float) -> float:
+    """Return until when a swap to this target is held off; ``now`` if it is not."""
     return max((pause.until for pause in resisted_by(state, target, now)), default=now)
 
 

@@ -6,7 +6,7 @@ after every event), but for tickets that are turned away as they come.
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import commands, events, evicting, failing, granting, loading, memory, plans
+from ollama_swap_proxy.core import commands, events, evicting, failing, granting, loading, memory, plans, waiting
 from ollama_swap_proxy.core.policy import (
     CAREFUL_POLL_S,
     LASTS_AFTER_S,
@@ -67,15 +67,7 @@ def arrived(state: State, ticket: Ticket, now: float) -> None:
     """Put a ticket into the line, or turn it away."""
     if ticket.id in state.line or ticket.id in state.leases:
         return
-    rejection = None
-    if state.stopping:
-        rejection = _STOPPING
-    elif len(state.line) >= state.policy.line_limit and not _hardly_waits(state, ticket.variant):
-        text = f"{len(state.line)} requests wait already (line_limit)"
-        rejection = commands.Rejection("line_full", 503, text, retry_after_s=10)
-    elif not granting.is_servable(state, ticket.variant):
-        plans.note_traits(state, ticket.variant.key, ticket.traits)
-        rejection = failing.cooling(state, ticket.variant, now) or failing.impossible(state, ticket.variant)
+    rejection = turned_away(state, ticket, now)
     if rejection is not None:
         state.out.append(commands.Reject(ticket.id, rejection))
         return
@@ -90,6 +82,20 @@ def stand(state: State, ticket: Ticket, leaves_at: float | None, now: float) -> 
     state.line.add(ticket, leaves_at)
     state.gaps.came(ticket.client, ticket.variant, now)
     state.remember_recipe(ticket)
+
+
+def turned_away(state: State, ticket: Ticket, now: float) -> commands.Rejection | None:
+    """Return why a ticket is rejected as it comes, or None where it is not. Takes note of what its model is."""
+    if state.stopping:
+        return _STOPPING
+    if len(state.line) >= state.policy.line_limit and not _hardly_waits(state, ticket.variant):
+        text = f"{len(state.line)} requests wait already (line_limit)"
+        retry_s = waiting.retry_after_s(waiting.room_expected_at(state, now), now)
+        return commands.Rejection("line_full", 503, text, retry_after_s=retry_s)
+    if granting.is_servable(state, ticket.variant):
+        return None
+    plans.note_traits(state, ticket.variant.key, ticket.traits)
+    return failing.cooling(state, ticket.variant, now) or failing.impossible(state, ticket.variant)
 
 
 def returns(state: State, ticket: Ticket) -> bool:
@@ -111,6 +117,7 @@ def _abandoned(state: State, ticket_id: int, now: float) -> None:
     ticket = state.line.remove(ticket_id)
     if ticket is None:
         return
+    state.accuracy.forget(ticket.id)
     state.gaps.gave_up(ticket.client, ticket.variant)
     place = (ticket.client, ticket.variant)
     arrived_at, left_at = state.places_kept.pop(place, (ticket.arrived_at, now))
@@ -147,9 +154,12 @@ def released(state: State, event: events.Released, now: float) -> None:
     if lease is None:
         return
     state.moved_at = now
-    state.gaps.ended(lease.ticket.client, lease.ticket.variant, now)
-    state.slots.ended(lease.ticket.variant.key, event.ticket_id, now, event.stream)
-    if lease.ticket.stays_briefly or lease.loads:
+    ticket = lease.ticket
+    variant = ticket.variant
+    state.gaps.ended(ticket.client, variant, now)
+    state.forecast.note_answer(variant, now - lease.granted_at)
+    state.slots.ended(variant.key, event.ticket_id, now, event.stream)
+    if ticket.stays_briefly or lease.loads:
         state.residency.outdated_at = now
     if lease.loads and state.swap is not None and state.swap.loader == event.ticket_id:
         # A request can fail for reasons of its own: whether the load failed is seen in the next report.

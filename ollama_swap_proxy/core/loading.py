@@ -133,6 +133,7 @@ def _finish(state: State, swap: Swap, loaded: Resident, now: float) -> None:
     if swap.load_sent_at == swap.first_load_at:
         # A load that had to be repeated says more about upstream's queue than about this model.
         state.forecast.note_swap(target, now - swap.drained_at)
+        state.forecast.note_load_time(target, now - swap.load_sent_at)
     steps.end(state, now, "loaded", load_s=load_s, size_vram_bytes=loaded.size_vram_bytes)
 
 

@@ -80,6 +80,9 @@ def _variant(state: State, variant: Variant) -> dict[str, object]:
     forecast = state.forecast
     known = {
         "swap_s": forecast.swap_s.get(variant),
+        "load_s": forecast.load_s.get(variant),
+        "answer_s": forecast.answer_s.get(variant),
+        "unload_s": forecast.unload_s.get(variant.key),
         "size_vram_bytes": state.sizes.get(variant),
         "fitted": variant in forecast.fitted or None,
         "accepted": variant in forecast.accepted or None,
@@ -100,6 +103,7 @@ def _recall_settle(state: State, memory: dict[object, object]) -> None:
 def _recall_variants(state: State, memory: dict[object, object]) -> None:
     forecast = state.forecast
     swap_s, suspects, before_s = dict[Variant, float](), dict[Variant, float](), dict[Variant, float]()
+    load_s, answer_s, unload_s = dict[Variant, float](), dict[Variant, float](), dict[str, float]()
     fitted, accepted = dict[Variant, None](), dict[Variant, None]()
     sizes = dict[Variant, int]()
     for each in _a(list, memory.get("variants"))[-VARIANTS_REMEMBERED:]:
@@ -107,11 +111,15 @@ def _recall_variants(state: State, memory: dict[object, object]) -> None:
         variant = Variant(_a(str, saved.get("key")), _a(str, saved.get("options")))
         for known_s, name in (
             (swap_s, "swap_s"),
+            (load_s, "load_s"),
+            (answer_s, "answer_s"),
             (suspects, "suspect_since_settle_s"),
             (before_s, "settle_before_spills_s"),
         ):
             if name in saved:
                 known_s[variant] = _seconds(saved[name])
+        if "unload_s" in saved:
+            unload_s[variant.key] = _seconds(saved["unload_s"])
         if "size_vram_bytes" in saved:
             sizes[variant] = _whole(saved["size_vram_bytes"], LARGEST_BYTES)
         if saved.get("fitted") is True:
@@ -119,6 +127,7 @@ def _recall_variants(state: State, memory: dict[object, object]) -> None:
         elif saved.get("accepted") is True:
             accepted[variant] = None
     forecast.swap_s, forecast.suspects, forecast.settle_before_spills_s = swap_s, suspects, before_s
+    forecast.load_s, forecast.answer_s, forecast.unload_s = load_s, answer_s, unload_s
     forecast.fitted, forecast.accepted, state.sizes = fitted, accepted, sizes
 
 

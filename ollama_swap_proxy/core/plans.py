@@ -10,7 +10,7 @@ from ollama_swap_proxy.core.policy import VARIANTS_KEPT
 from ollama_swap_proxy.core.proofs import UNKNOWN_OPTIONS
 from ollama_swap_proxy.core.state import State, Swap
 from ollama_swap_proxy.core.tickets import NO_TRAITS, Lease, Resident, Traits, Variant
-from ollama_swap_proxy.core.together import Facts, Member
+from ollama_swap_proxy.core.together import Facts, Member, may_be_together
 from ollama_swap_proxy.core.victims import Impossible, Victims, choose_victims
 
 
@@ -121,10 +121,20 @@ def _plan(state: State, target: Variant) -> Victims | Impossible:
         for key, resident in state.residency.residents.items()
         if key != target.key or state.residency.options.get(key, target.options) != target.options
     ]
-    policy = state.policy
-    facts = Facts(state.proofs, policy.residency, policy.companions, policy.vram_budget_bytes or None)
     name = state.recipes[target][0] if target in state.recipes else str(target)
-    return choose_victims(_member(state, target, name), residents, facts, state.residency.at)
+    return choose_victims(_member(state, target, name), residents, facts(state), state.residency.at)
+
+
+def facts(state: State) -> Facts:
+    """Return what the policy goes by besides the models in question."""
+    policy = state.policy
+    return Facts(state.proofs, policy.residency, policy.companions, policy.vram_budget_bytes or None)
+
+
+def why_it_goes(state: State, chosen: Victims, victim: Member) -> str:
+    """Say why a victim may not stay beside the target and those that do: half a sentence for people."""
+    together = {member.variant: member for member in (chosen.target, *chosen.answer.members, victim)}
+    return may_be_together(together.values(), facts(state), chosen.target.key).text
 
 
 def _member(state: State, variant: Variant, name: str) -> Member:

@@ -11,7 +11,19 @@ Owns the order of decisions. Must not do anything: the gate carries the commands
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import commands, events, failing, granting, intake, memory, plans, swapping, warm
+from ollama_swap_proxy.core import (
+    commands,
+    events,
+    failing,
+    granting,
+    intake,
+    memory,
+    plans,
+    swapping,
+    waiting,
+    warm,
+)
+from ollama_swap_proxy.core.explain import Explanation, explain
 from ollama_swap_proxy.core.forecast import Forecast
 from ollama_swap_proxy.core.policy import SPILL_UNDONE_AFTER_S, Policy
 from ollama_swap_proxy.core.snapshot import Snapshot, take
@@ -50,6 +62,8 @@ class Scheduler:
             return state.out
         intake.take_in(state, event, now)
         self._advance(now)
+        if isinstance(event, events.Arrived):
+            waiting.foretell(state, event.ticket, now)
         wake_at = None if state.wake_at == float("inf") else state.wake_at
         if wake_at != self._wake_told or isinstance(event, events.TimePassed):
             self._wake_told = wake_at
@@ -59,6 +73,10 @@ class Scheduler:
     def serves(self, variant: Variant) -> bool:
         """Say whether this variant is resident, as far as we know, and no swap is under way."""
         return granting.serves(self._state, variant)
+
+    def explain(self, ticket: Ticket, now: float) -> Explanation:
+        """Say what would become of this ticket if it arrived now. Nothing is done, and nothing changes."""
+        return explain(self._state, ticket, now)
 
     def snapshot(self, now: float) -> Snapshot:
         """Return what there is to see, as one immutable object."""

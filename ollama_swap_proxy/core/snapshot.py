@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ollama_swap_proxy.core import bounds, granting, plans
+from ollama_swap_proxy.core import bounds, granting, plans, waiting
 from ollama_swap_proxy.core.state import NEVER, State
+from ollama_swap_proxy.core.tickets import Ticket
 from ollama_swap_proxy.core.turns import End
 
 
@@ -31,13 +32,16 @@ class ResidentSeen:
 
 @dataclass(frozen=True, slots=True)
 class LineSeen:
-    """The tickets that wait for one variant; ``longest_wait_s`` is that of the first of them."""
+    """The tickets that wait for one variant; ``longest_wait_s`` is that of the first of them, ``expected_wait_s`` how
+    much longer the one that goes next is expected to wait, None where that cannot be told.
+    """
 
     key: str
     name: str
     options: str
     waiting: int
     longest_wait_s: float
+    expected_wait_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,10 @@ class ResistingSeen:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All of it. ``report_age_s`` is None before the first report; ``unknown`` says why residency is unknown now."""
+    """All of it. ``report_age_s`` is None before the first report; ``unknown`` says why residency is unknown now.
+
+    ``forecast_error``: `accuracy.Accuracy.median_error`.
+    """
 
     residents: tuple[ResidentSeen, ...]
     lines: tuple[LineSeen, ...]
@@ -119,6 +126,7 @@ class Snapshot:
     settle_s: float
     swaps_begun: int
     turn: TurnSeen
+    forecast_error: float | None
     stopping: bool
 
 
@@ -173,11 +181,13 @@ def take(state: State, now: float) -> Snapshot:
         settle_s=state.forecast.settle_usual_s,
         swaps_begun=state.swaps_begun,
         turn=_turn(state, now),
+        forecast_error=None if (error := state.accuracy.median_error) is None else round(error, 3),
         stopping=state.stopping,
     )
 
 
 def _lines(state: State, now: float) -> tuple[LineSeen, ...]:
+    grants = waiting.expected_grants(state, now) if len(state.line) else {}
     return tuple(
         LineSeen(
             key=oldest.variant.key,
@@ -185,10 +195,16 @@ def _lines(state: State, now: float) -> tuple[LineSeen, ...]:
             options=oldest.variant.options,
             waiting=len(state.line.waiting_for(oldest.variant)),
             longest_wait_s=round(now - oldest.arrived_at, 3),
+            expected_wait_s=_wait_s(grants, granting.next_ticket(state, oldest.variant, now), now),
         )
         for oldest in map(state.line.oldest, state.line.variants())
         if oldest is not None
     )
+
+
+def _wait_s(grants: dict[int, float], ticket: Ticket | None, now: float) -> float | None:
+    granted_at = None if ticket is None else grants.get(ticket.id)
+    return None if granted_at is None else round(max(0.0, granted_at - now), 3)
 
 
 def _turn(state: State, now: float) -> TurnSeen:

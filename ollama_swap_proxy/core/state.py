@@ -5,10 +5,12 @@ Owns the data and the smallest moves on it. Must not decide: `granting`, `swappi
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 from enum import Enum
 
 from ollama_swap_proxy.core import commands
+from ollama_swap_proxy.core.accuracy import Accuracy
 from ollama_swap_proxy.core.forecast import Forecast
 from ollama_swap_proxy.core.gaps import Gaps
 from ollama_swap_proxy.core.leases import Leases
@@ -119,6 +121,9 @@ class State:
     swaps_begun: int = 0
     last_swap_ended_at: float = NEVER
     gaps: Gaps = field(default_factory=Gaps)
+    accuracy: Accuracy = field(default_factory=Accuracy)
+    room_expected: tuple[float, float] = (NEVER, NEVER)
+    """When it was last asked when the full line will have room, and the answer (`waiting` keeps it for a moment)."""
     slots: Slots = field(init=False)
     early_end_at: float = NEVER
     """When a higher class last ended a turn before its limit."""
@@ -151,6 +156,18 @@ class State:
 
     def __post_init__(self) -> None:
         self.slots = Slots(self.policy.parallel or None)
+
+    def imagined(self, ticket: Ticket) -> State:
+        """Return a state that knows of this ticket's model what the ticket says; asking it leaves this one alone.
+
+        It shares all else with this one, and is not to be changed.
+        """
+        other = copy(self)
+        other.plans, other.out = {}, []
+        other.traits = {**self.traits, ticket.variant.key: ticket.traits}
+        if ticket.recipe is not None:
+            other.recipes = {**self.recipes, ticket.variant: (ticket.name, ticket.recipe)}
+        return other
 
     def say(self, step: str, *, warning: bool = False, **fields: object) -> None:
         """Write a log line."""
@@ -187,6 +204,7 @@ class State:
     def reject(self, ticket: Ticket, rejection: commands.Rejection) -> None:
         """End a waiting ticket with an error."""
         self.line.remove(ticket.id)
+        self.accuracy.forget(ticket.id)
         self.gaps.gave_up(ticket.client, ticket.variant)
         self.out.append(commands.Reject(ticket.id, rejection))
 

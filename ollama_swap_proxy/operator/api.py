@@ -1,13 +1,14 @@
-"""The admin API: /healthz, /readyz and /v1/snapshot.
+"""The admin API: /healthz, /readyz, /v1/snapshot and /v1/explain.
 
-Owns the routes of the second listener. Must not touch the scheduler: everything here is drawn from its snapshot.
+Owns the routes of the second listener. Must not touch the scheduler: everything here is drawn from its snapshot, or is
+what it would say to a question.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
@@ -15,7 +16,12 @@ from aiohttp.typedefs import Handler, Middleware
 from ollama_swap_proxy import __version__
 from ollama_swap_proxy.access import TURNED_AWAY, HostGuard
 from ollama_swap_proxy.config import Settings
+from ollama_swap_proxy.core.explain import Explanation, in_words
 from ollama_swap_proxy.core.snapshot import Snapshot
+from ollama_swap_proxy.errors import ProxyError
+
+Explain = Callable[[str], Awaitable[Explanation | str]]
+"""Says what would happen to a request for a model, or in words why there is nothing to say; may raise `ProxyError`."""
 
 MISSED_REPORTS = 3
 """Not ready when so many periodic reports in a row brought nothing."""
@@ -47,7 +53,7 @@ def unready_reasons(seen: Snapshot, oldest_report_s: float) -> list[str]:
     return reasons
 
 
-def operator_app(snapshot: Callable[[], Snapshot], settings: Settings) -> web.Application:
+def operator_app(snapshot: Callable[[], Snapshot], explain: Explain, settings: Settings) -> web.Application:
     """Build the application of the second listener. ``snapshot`` draws the picture of this moment."""
     started = time.monotonic()
     oldest_s = oldest_report_s(settings)
@@ -64,8 +70,27 @@ def operator_app(snapshot: Callable[[], Snapshot], settings: Settings) -> web.Ap
         about = {"version": __version__, "upstream": upstream, "uptime_s": round(time.monotonic() - started, 3)}
         return web.json_response({**about, **dataclasses.asdict(snapshot())})
 
+    async def show_explanation(request: web.Request) -> web.Response:
+        model = request.query.get("model", "")
+        if not model:
+            return web.json_response({"error": "which model? ask with ?model=NAME"}, status=400)
+        try:
+            told = await explain(model)
+        except ProxyError as error:
+            return web.json_response({"error": error.message}, status=error.status)
+        if isinstance(told, str):
+            return web.json_response({"error": told}, status=404)
+        return web.json_response({**dataclasses.asdict(told), "text": in_words(told)})
+
     app = web.Application(middlewares=[_only_for(HostGuard(settings.admin, settings.allowed_hosts))])
-    app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/v1/snapshot", show_snapshot)])
+    app.add_routes(
+        [
+            web.get("/healthz", healthz),
+            web.get("/readyz", readyz),
+            web.get("/v1/snapshot", show_snapshot),
+            web.get("/v1/explain", show_explanation),
+        ]
+    )
     return app
 
 

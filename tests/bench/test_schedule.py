@@ -145,3 +145,15 @@ def test_a_log_of_the_proxy_is_a_workload(tmp_path: Path) -> None:
     assert [stream.asks[0].gap_s for stream in workload.streams] == [0.0, 4.0]
     assert [stream.asks[0].hold_s for stream in workload.streams] == [3.0, 3.0]
     assert [(model.name, model.load_s) for model in workload.models] == [("a:latest", 1.5)]
+
+
+@pytest.mark.parametrize("name", ["Zipf", "four agents", "batch and interactive"])
+def test_the_waits_that_our_scheduler_foretells_are_right_within_a_quarter(name: str) -> None:
+    """The median error of the newest forecasts, in the workloads in which models change hands often."""
+    workloads, play = of_bench("workloads"), of_bench("play")
+    workload = next(each for each in workloads.chosen(1, 0, long=False) if name in each.name)
+    playing = play.Play(workload, play.CONTESTANTS[play.OURS])
+    playing.run()
+
+    assert len(playing.ollama.loads) > 5 * len(workload.models)
+    assert playing._contestant._scheduler.snapshot(playing.clock.now).forecast_error <= 0.25

@@ -28,6 +28,9 @@ class NobodyComesBack(Gaps):
     def linger_s(self, variant: Variant, swap_cost_s: float, since: float) -> float:  # noqa: ARG002 - its shape
         return 0.0
 
+    def outlook(self, variant: Variant, swap_cost_s: float, ends_at: float) -> tuple[float, float]:  # noqa: ARG002
+        return 0.0, 1.0
+
 
 class Desk:
     """``out`` holds the commands of the last fact, ``all`` those of every fact. Times in seconds.

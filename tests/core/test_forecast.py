@@ -126,3 +126,20 @@ def test_no_wait_is_learned_where_the_operator_wants_none() -> None:
     forecast = Forecast(0.0)
     forecast.note_unload(1.2, 1.0)
     assert forecast.settle_before_s(A) == 0.0
+
+
+def test_loads_unloads_and_answers_are_learned_apart() -> None:
+    forecast = Forecast(6.0)
+    forecast.note_load_time(A, 4.0)
+    forecast.note_unload_time("a", 0.3)
+    forecast.note_answer(A, 10.0)
+    forecast.note_answer(A, 20.0)
+    assert (forecast.load_takes_s(A), forecast.unload_takes_s("a"), forecast.answer_takes_s(A)) == (4.0, 0.3, 11.0)
+    assert (forecast.load_takes_s(B), forecast.unload_takes_s("b")) == (4.0, 0.3), "an unknown one is like the others"
+
+
+def test_of_any_number_of_variants_the_answers_of_some_are_kept() -> None:
+    forecast = Forecast(6.0)
+    for number in range(VARIANTS_KEPT + 10):
+        forecast.note_answer(Variant("m", str(number)), 1.0)
+    assert len(forecast.answer_s) == VARIANTS_KEPT

@@ -280,3 +280,18 @@ def test_whatever_happens_the_linger_is_between_zero_and_one_swap_and_is_the_sam
                 assert gaps.linger_s(variant, swap_cost_s, now) == lingers[-1]
         histories.append(lingers)
     assert histories[0] == histories[1]
+
+
+def test_only_clients_that_have_come_back_before_are_counted_on() -> None:
+    gaps = Gaps()
+    for round_ in range(4):
+        gaps.came("looper", A, 10.0 * round_)
+        gaps.ended("looper", A, 10.0 * round_ + 9.5)
+    gaps.came("looper", A, 40.0)
+    gaps.came("newcomer", B, 40.0)
+    linger_s, nobody_back = gaps.outlook(A, 20.0, 45.0)
+    assert linger_s == pytest.approx(0.6)
+    assert nobody_back == pytest.approx(0.2), "four gaps, and that it stays away"
+    linger_s, nobody_back = gaps.outlook(B, 20.0, 45.0)
+    assert (linger_s > 0, nobody_back) == (True, 1.0)
+    assert gaps.linger_s(A, 20.0, 45.0) == 0.0, "who is here now need not come back"

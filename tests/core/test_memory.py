@@ -27,6 +27,9 @@ def _learned() -> Desk:
     state, forecast = desk.state, desk.state.forecast
     forecast.note_swap(CHAT, 3.5)
     forecast.note_swap(EMBEDDER, 1.0)
+    forecast.note_load_time(CHAT, 3.0)
+    forecast.note_unload_time("chat", 0.2)
+    forecast.note_answer(CHAT, 7.0)
     forecast.settle_s, forecast.look_s = 1.5, 0.3
     forecast.fitted[CHAT] = forecast.accepted[LARGE] = None
     forecast.suspects[LATE] = 0.5

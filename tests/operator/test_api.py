@@ -9,10 +9,12 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from ollama_swap_proxy.config import Settings
 from ollama_swap_proxy.core.events import Arrived, ResidencyObserved, ResidencyUnknown, Stopping
+from ollama_swap_proxy.core.explain import Explanation
 from ollama_swap_proxy.core.policy import Policy
 from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.core.snapshot import ResistingSeen, Snapshot, SwapSeen
 from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Variant
+from ollama_swap_proxy.errors import ProxyError
 from ollama_swap_proxy.operator.api import oldest_report_s, operator_app, unready_reasons
 
 OLDEST_S = oldest_report_s(Settings())
@@ -24,6 +26,10 @@ def seen(**changes: object) -> Snapshot:
     scheduler.handle(ResidencyObserved(Report(0.0, (Resident("k", "a:latest", "d", 100, 60),))), 0.1)
     scheduler.handle(Arrived(Ticket(7, Variant("other"), "b:latest", 0.2, LoadRecipe("/api/generate", b"{}"))), 0.2)
     return dataclasses.replace(scheduler.snapshot(0.3), **changes)
+
+
+async def nothing_to_explain(model: str) -> Explanation | str:
+    return f"there is no {model}"
 
 
 def test_a_healthy_proxy_is_ready():
@@ -68,7 +74,7 @@ def test_the_oldest_report_follows_the_settings():
 
 async def test_the_routes_answer_from_the_snapshot_of_the_moment():
     picture = seen()
-    async with TestClient(TestServer(operator_app(lambda: picture, Settings()))) as client:
+    async with TestClient(TestServer(operator_app(lambda: picture, nothing_to_explain, Settings()))) as client:
         assert (await client.get("/healthz")).status == 200
         shown = await (await client.get("/v1/snapshot")).json()
         assert shown["residents"][0] | {"name": "a:latest", "spilled_bytes": 40} == shown["residents"][0]
@@ -90,7 +96,31 @@ def test_unknown_residency_shows_with_its_reason():
 
 
 async def test_a_web_page_that_rebinds_a_name_sees_nothing():
-    async with TestClient(TestServer(operator_app(seen, Settings()))) as client:
+    async with TestClient(TestServer(operator_app(seen, nothing_to_explain, Settings()))) as client:
         answer = await client.get("/v1/snapshot", headers={"Host": "evil.test"})
         assert (answer.status, await answer.text()) == (403, "")
         assert answer.headers["X-Ollama-Swap-Proxy-Error"] == "host_not_allowed"
+
+
+async def test_an_explanation_is_told_as_data_and_in_words():
+    async def explain(model: str) -> Explanation | str:
+        return Scheduler(Policy()).explain(Ticket(0, Variant("k"), model, 5.0, None), 5.0)
+
+    async with TestClient(TestServer(operator_app(seen, explain, Settings()))) as client:
+        answer = await client.get("/v1/explain", params={"model": "qwen3:8b"})
+        told = await answer.json()
+        assert (answer.status, told["model"], told["prospect"]) == (200, "qwen3:8b", "held_off")
+        assert told["text"].startswith("A request for qwen3:8b would wait, held off: what is resident is unknown")
+
+
+async def test_what_cannot_be_explained_is_said_in_words():
+    async def explain(model: str) -> Explanation | str:
+        if model == "x":
+            raise ProxyError("upstream_down", 502, "Ollama does not answer")
+        return f"there is no {model}"
+
+    async with TestClient(TestServer(operator_app(seen, explain, Settings()))) as client:
+        for query, status, error in [("x", 502, "not answer"), ("y", 404, "there is no y"), ("", 400, "which model?")]:
+            answer = await client.get("/v1/explain", params={"model": query})
+            assert answer.status == status
+            assert error in (await answer.json())["error"]

@@ -143,6 +143,8 @@ class App:
 
     async def _gated(self, request: ClientRequest, endpoint: Endpoint, journey: Journey) -> Answer:
         journey.gated = True
+        if self._gate.bypasses:
+            return await self._bypassed(request, endpoint, journey)
         content = request.content
         data = content.read_nowait() if content.is_eof() else b""
         intent = None
@@ -171,6 +173,32 @@ class App:
         finally:
             if stored is not None:
                 stored.close()
+
+    async def _bypassed(self, request: ClientRequest, endpoint: Endpoint, journey: Journey) -> Answer:
+        """Relay in bypass mode. It is counted as a lease where it can be told for which model; nothing is rejected for
+        being unreadable, or larger than what we keep (where its length is told).
+        """
+        limit_bytes = self._settings.body_limit_bytes
+        if limit_bytes and request.content_length > limit_bytes:
+            return await self._relay.forward(request, None, record=journey.exchange, unbuffered=True)
+        stored = Body(self._settings.body_memory_bytes, limit_bytes)
+        try:
+            await _read(request, stored, b"")
+            kept = stored.as_bytes() if stored.in_memory else stored
+            try:
+                intent = await read_intent(endpoint, request.message.path, request.headers, stored)
+                journey.model = intent.name or intent.model
+                is_lease = intent.kind is Kind.LEASE
+                entry = (self._catalog.cached(intent.name) or await self._find(intent.name)) if is_lease else None
+                plan = self._plan(endpoint, intent, entry) if entry else None
+            except ProxyError:
+                return await self._relay.forward(request, kept, record=journey.exchange, unbuffered=True)
+            journey.why = _why_no_lease(endpoint, intent, entry)
+            if plan is None or journey.why:
+                return await self._pass_on(request, intent, kept, journey)
+            return await self._leased(request, self._ticket(request, endpoint, intent, plan, journey), kept, journey)
+        finally:
+            stored.close()
 
     async def _find(self, name: str) -> Entry | None:
         """Look a model up that is not known to be resident, or not known at all."""

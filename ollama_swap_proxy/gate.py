@@ -82,6 +82,11 @@ class Gate:
         self._progress: asyncio.TimerHandle | None = None
         self._identified = False
 
+    @property
+    def bypasses(self) -> bool:
+        """See `Scheduler.bypasses`."""
+        return self._scheduler.bypasses
+
     # --- for requests -----------------------------------------------------------------------------------------------
     def ask(self, ticket: Ticket, moving: Moving | None = None) -> Held | None:
         """Put a ticket in that arrives now (`arrived_at`: the loop's time); return the lease if there is one at once.

@@ -126,7 +126,7 @@ class Service:
     async def _open_admin(self, gate: Gate, app: App) -> Address:
         settings = self.settings
         runner = web.AppRunner(
-            operator_app(gate.snapshot, app.explain, settings),
+            operator_app(gate.snapshot, app.explain, gate.tell, settings),
             access_log=None,
             handle_signals=False,
             shutdown_timeout=1.0,

@@ -12,6 +12,8 @@ from ollama_swap_proxy.core.state import Phase, State, Swap
 
 def step_ends_at(state: State, swap: Swap) -> float:
     """Return the moment at which the step under way is past its bound, in seconds of the scheduler's clock."""
+    if is_held_back(state, swap):
+        return float("inf")
     match swap.phase:
         case Phase.DRAINING:
             return drain_ends_at(state, swap)
@@ -23,6 +25,17 @@ def step_ends_at(state: State, swap: Swap) -> float:
             return load_ends_at(state, swap)
         case _:
             return report_ends_at(state, swap)
+
+
+def is_held_back(state: State, swap: Swap) -> bool:
+    """Say whether a swap stands still because granting is paused.
+
+    What was asked of upstream is followed to its end: an eviction until it is confirmed, a load until it is seen.
+    Before the next eviction and before the load the swap stands still, and so do its clocks.
+    """
+    if state.paused_at is None:
+        return False
+    return swap.phase in {Phase.DRAINING, Phase.SETTLING} or (swap.phase is Phase.EVICTING and swap.victim is None)
 
 
 def drain_ends_at(state: State, swap: Swap) -> float:

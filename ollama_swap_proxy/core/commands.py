@@ -31,7 +31,7 @@ class Rejection:
 
     Codes: ``upstream_down`` (502), ``waited_too_long`` (503), ``nothing_moved`` (503), ``unload_not_confirmed``
     (504), ``drain_stuck`` (503), ``load_failed`` (upstream's status), ``load_timeout`` (504), ``line_full`` (503),
-    ``pinned_out`` (503), ``stopping`` (503).
+    ``pinned_out`` (503), ``not_resident`` (503), ``stopping`` (503).
     """
 
     code: str

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ollama_swap_proxy.core.policy import Mode
 from ollama_swap_proxy.core.tickets import Report, Ticket, Variant
 
 
@@ -121,6 +122,23 @@ class UpstreamIdentified:
 
 
 @dataclass(frozen=True, slots=True)
+class ModeSet:
+    """The operator set the mode; that it was set already changes nothing."""
+
+    mode: Mode
+
+
+@dataclass(frozen=True, slots=True)
+class Paused:
+    """The operator stopped granting: tickets keep their place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The operator lets granting go on."""
+
+
+@dataclass(frozen=True, slots=True)
 class Recalled:
     """What an earlier run has learned was found: as `Scheduler.remembered` gave it, unless it was damaged since. To be
     told before anything else.
@@ -151,6 +169,9 @@ Event = (
     | ViewOutdated
     | ModelChanged
     | UpstreamIdentified
+    | ModeSet
+    | Paused
+    | Resumed
     | Recalled
     | Stopping
     | TimePassed

@@ -14,6 +14,8 @@ from ollama_swap_proxy.core.tickets import Resident
 
 def advance(state: State, swap: Swap, now: float) -> None:
     """Take the evictions as far as they go now."""
+    if bounds.is_held_back(state, swap):
+        return
     if swap.victim is not None:
         patience_ends_at = bounds.unload_ends_at(state, swap, swap.victim)
         if now >= patience_ends_at:
@@ -30,7 +32,9 @@ def advance(state: State, swap: Swap, now: float) -> None:
     swap.clear_reports = 0
     victim = next((victim for victim in victims if victim.key == swap.victim), victims[0])
     if victim.key != swap.victim:
-        if steps.is_asked_for(state, swap, now, goes_on_by_itself=swap.goes_on_by_itself):
+        if state.paused_at is not None:
+            swap.victim = None  # that one is gone; the next is not asked before granting is resumed
+        elif steps.is_asked_for(state, swap, now, goes_on_by_itself=swap.goes_on_by_itself):
             _ask_to_unload(state, swap, victim, now)
     elif swap.answered and now >= swap.last_asked_at + UNLOAD_REPEAT_AFTER_S:
         state.say("eviction_repeated", victim=victim.name, first_answer=swap.eviction_text or "accepted")

@@ -123,10 +123,27 @@ class _Hints:
         return waiting.retry_after_s(self._grants.get(ticket.id), self._now)
 
 
+def refuse_not_resident(state: State, now: float) -> None:
+    """Reject all who wait for the operator to bring their model in, where the policy is to refuse them at once."""
+    if state.mode != "manual" or not state.policy.manual_refuses:
+        return
+    for variant in state.line.variants():
+        if granting.awaits_operator(state, variant) and state.has_fresh_view(now):
+            for ticket in state.line.waiting_for(variant):
+                state.reject(ticket, _not_resident(ticket.name))
+
+
+def _not_resident(name: str, waited_s: float | None = None) -> commands.Rejection:
+    waited = "" if waited_s is None else f" was waited for {_seconds(waited_s)}: it"
+    text = f"{name}{waited} is not resident, and in manual mode only the operator changes that"
+    return commands.Rejection("not_resident", 503, text, retry_after_s=30)
+
+
 def expire_tickets(state: State, now: float) -> None:
     """Reject the tickets that waited too long, by our patience or their own, or for too long saw nothing move at all.
 
-    A load has its own bound, and so has a drain for those whom it is for (`drain_stuck`).
+    A load has its own bound, and so has a drain for those whom it is for (`drain_stuck`). That nothing moves counts
+    neither while granting is paused, nor for whom only the operator can help: they wait for ``manual_wait_s``.
     """
     swap, policy = state.swap, state.policy
     hints = _Hints(state, now)
@@ -139,16 +156,16 @@ def expire_tickets(state: State, now: float) -> None:
         state.reject(ticket, commands.Rejection("waited_too_long", 503, text, hints.of(ticket)))
     for variant in state.line.variants():
         oldest = state.line.oldest(variant)
-        bounded = swap is not None and (
-            swap.phase is Phase.LOADING or (swap.phase is Phase.DRAINING and swap.target == variant)
-        )
+        by_operator = granting.awaits_operator(state, variant)
+        bounded = by_operator or state.paused_at is not None
+        if swap is not None:
+            bounded |= swap.phase is Phase.LOADING or (swap.phase is Phase.DRAINING and swap.target == variant)
+        wait_s = _longest_wait_s(state, by_operator=by_operator)
         while oldest is not None:
-            given_up_at = oldest.arrived_at + policy.give_up_after_s
+            given_up_at = oldest.arrived_at + wait_s
             stuck_at = max(oldest.arrived_at, state.moved_at) + policy.stuck_after_s
             if now >= given_up_at:
-                what_for = _what_for(state, oldest.variant, now)
-                text = f"{oldest.name} was waited for {_seconds(policy.give_up_after_s)}: {what_for}"
-                state.reject(oldest, commands.Rejection("waited_too_long", 503, text, hints.of(oldest)))
+                state.reject(oldest, _outstayed(state, oldest, wait_s, now, hints, by_operator=by_operator))
             elif now >= stuck_at and not bounded:
                 what_for = _what_for(state, oldest.variant, now)
                 text = f"{oldest.name}: nothing moved for {_seconds(policy.stuck_after_s)}: {what_for}"
@@ -157,6 +174,23 @@ def expire_tickets(state: State, now: float) -> None:
                 state.wake(given_up_at if bounded else min(given_up_at, stuck_at))
                 break
             oldest = state.line.oldest(variant)
+
+
+def _longest_wait_s(state: State, *, by_operator: bool) -> float:
+    """Return how long a ticket waits at most; whom the operator let wait longer is not told so when he has helped."""
+    give_up_after_s, manual_wait_s = state.policy.give_up_after_s, state.policy.manual_wait_s
+    if by_operator:
+        return manual_wait_s or give_up_after_s
+    return max(give_up_after_s, manual_wait_s) if state.mode == "manual" else give_up_after_s
+
+
+def _outstayed(
+    state: State, ticket: Ticket, waited_s: float, now: float, hints: _Hints, *, by_operator: bool
+) -> commands.Rejection:
+    if by_operator:
+        return _not_resident(ticket.name, waited_s)
+    text = f"{ticket.name} was waited for {_seconds(waited_s)}: {_what_for(state, ticket.variant, now)}"
+    return commands.Rejection("waited_too_long", 503, text, hints.of(ticket))
 
 
 def upstream_down(state: State, reason: str, now: float) -> None:
@@ -180,6 +214,10 @@ def _with_retry_after(rejection: commands.Rejection, pause_s: float) -> commands
 
 def _what_for(state: State, variant: Variant, now: float) -> str:
     swap = state.swap
+    if state.paused_at is not None:
+        return "granting is paused"
+    if granting.awaits_operator(state, variant):
+        return "it is not resident, and in manual mode only the operator changes that"
     if state.unknown_reason is not None:
         return f"what is resident is unknown ({state.unknown_reason})"
     if swap is None:

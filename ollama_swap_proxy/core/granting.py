@@ -23,7 +23,7 @@ def give(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> No
 
 def lease(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> None:
     """Give a ticket that does not stand in the line its lease."""
-    state.leases.add(Lease(ticket, now, loads=loads))
+    state.leases.add(Lease(ticket, now, loads=loads, relayed=state.mode == "bypass"))
     state.slots.began(ticket.variant.key, ticket.id, now)
     state.moved_at = now
     if state.turn.first_grant_at is None:
@@ -45,6 +45,13 @@ def is_servable(state: State, variant: Variant) -> bool:
 def serves(state: State, variant: Variant) -> bool:
     """Say whether this variant is resident, as far as we know, and no swap is under way that closes it."""
     return is_servable(state, variant) and not plans.is_closed(state, variant.key)
+
+
+def awaits_operator(state: State, variant: Variant) -> bool:
+    """Say whether only the operator can bring this variant in: the mode is manual, and no swap to it is under way."""
+    if state.mode != "manual" or is_servable(state, variant):
+        return False
+    return state.swap is None or state.swap.target != variant
 
 
 def grant_all(state: State, now: float) -> bool:
@@ -120,6 +127,8 @@ def next_target(state: State, now: float) -> Ticket | None:
 
 def foremost(state: State, now: float) -> Ticket | None:
     """Return the same, for those who only look."""
+    if state.mode != "auto":
+        return None
     candidates = [
         (turns.precedence(ticket, now, state.forecast.swap_cost_s(variant)), ticket)
         for variant in state.line.variants()

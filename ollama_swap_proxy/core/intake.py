@@ -6,7 +6,18 @@ after every event), but for tickets that are turned away as they come.
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import commands, events, evicting, failing, granting, loading, memory, plans, waiting
+from ollama_swap_proxy.core import (
+    commands,
+    events,
+    evicting,
+    failing,
+    granting,
+    loading,
+    memory,
+    modes,
+    plans,
+    waiting,
+)
 from ollama_swap_proxy.core.policy import (
     CAREFUL_POLL_S,
     LASTS_AFTER_S,
@@ -57,6 +68,12 @@ def take_in(state: State, event: events.Event, now: float) -> None:  # noqa: C90
             _identified(state, version, ps_is_safe=ps_is_safe)
         case events.Recalled(learned):
             memory.recall(state, learned)
+        case events.ModeSet(mode):
+            modes.set_mode(state, mode, now)
+        case events.Paused():
+            modes.pause(state, now)
+        case events.Resumed():
+            modes.resume(state, now)
         case events.Stopping():
             _stop(state)
         case events.TimePassed():
@@ -66,6 +83,10 @@ def take_in(state: State, event: events.Event, now: float) -> None:  # noqa: C90
 def arrived(state: State, ticket: Ticket, now: float) -> None:
     """Put a ticket into the line, or turn it away."""
     if ticket.id in state.line or ticket.id in state.leases:
+        return
+    if state.mode == "bypass" and not state.stopping:
+        state.gaps.came(ticket.client, ticket.variant, now)
+        granting.lease(state, ticket, now)
         return
     rejection = turned_away(state, ticket, now)
     if rejection is not None:
@@ -180,10 +201,13 @@ def _observed(state: State, report: Report, now: float) -> None:
     if state.unknown_reason is not None:
         state.say("residency_known", was=state.unknown_reason)
         state.unknown_reason = None
+    if change.found and state.mode == "manual":
+        state.moved_at = now  # it may be what somebody waited for
     for resident in change.found:
         ours = state.swap is not None and state.swap.target.key == resident.key
         if first or not (ours or state.leases.loader(resident.key)):
-            where = "at start" if first else "loaded by somebody else"
+            how = "in bypass mode" if state.mode == "bypass" else "loaded by somebody else"
+            where = "at start" if first else how
             state.say("resident_found", model=resident.name, vram_bytes=resident.size_vram_bytes, how=where)
     for resident in change.gone:
         if state.swap is None or resident.key not in state.swap.evicted:
@@ -238,5 +262,6 @@ def _upstream_is_back(state: State) -> None:
 
 def _stop(state: State) -> None:
     state.stopping = True
+    state.note_ordinary()
     for ticket in list(state.line):
         state.reject(ticket, _STOPPING)

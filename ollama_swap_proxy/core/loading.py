@@ -23,6 +23,8 @@ def settle(state: State, swap: Swap, now: float) -> None:
     # not sit out a wait that is not his.
     if not steps.is_asked_for(state, swap, now, goes_on_by_itself=bool(swap.evicted) or swap.goes_on_by_itself):
         return
+    if bounds.is_held_back(state, swap):
+        return
     settled_at = bounds.settled_at(state, swap)
     if now < settled_at:
         if not swap.settle_said and settled_at > swap.not_before:

@@ -59,14 +59,25 @@ def aim(state: State, swap: Swap, target: Variant) -> None:
 
 
 def blocking(state: State, swap: Swap) -> list[Lease]:
-    """Return the leases that must end before anything is evicted or loaded for a swap."""
-    return leases_in_the_way(state, swap.target, frozenset() if swap.trial else swap.staying)
+    """Return the leases that must end before anything is evicted or loaded for a swap.
+
+    Those of the target only where it is to go itself: it may have been in use when it was loaded anew beside others.
+    """
+    found = leases_in_the_way(state, swap.target, frozenset() if swap.trial else swap.staying)
+    if not swap.undoes_spill:
+        return found
+    return [lease for lease in state.leases if lease in found or lease.ticket.variant == swap.target]
 
 
 def leases_in_the_way(state: State, target: Variant, spared: frozenset[str]) -> list[Lease]:
-    """Return the leases of all variants but the target, and but those of the keys that are spared."""
+    """Return the leases of all variants but the target, and but those of the keys that are spared.
+
+    Those relayed in bypass mode are always in the way: upstream may have made any room for them.
+    """
     return [
-        lease for lease in state.leases if lease.ticket.variant != target and lease.ticket.variant.key not in spared
+        lease
+        for lease in state.leases
+        if lease.relayed or (lease.ticket.variant != target and lease.ticket.variant.key not in spared)
     ]
 
 

@@ -72,10 +72,17 @@ VARIANTS_KEPT = 1024
 """A client may ask for any number of variants (num_ctx is a number) and leave: what is kept of them is bounded."""
 
 
+Mode = Literal["auto", "manual", "bypass"]
+"""auto: a model that is waited for is swapped in; manual: only the operator swaps; bypass: everything is relayed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """Every number that a setting can change. Meanings, units and defaults: docs/config.md."""
 
+    mode: Mode = "auto"
+    manual_refuses: bool = False
+    manual_wait_s: float = 0.0
     parallel: int = 0
     residency: Literal["exclusive", "fit"] = "exclusive"
     companions: Literal["embedders", "none"] = "embedders"

@@ -73,9 +73,13 @@ class Residency:
 
     def forget_options(self) -> None:
         """Doubt all we know beyond the report: upstream was away, and what it lists may have been loaded by anybody."""
+        self.doubt_options()
+        self.leaving.clear()
+
+    def doubt_options(self) -> None:
+        """Doubt with which options anything is resident."""
         self.options.clear()
         self.options_since.clear()
-        self.leaving.clear()
 
     def is_fresh(self, now: float, max_age_s: float) -> bool:
         """Say whether a warm request may go by this view without asking for a newer one."""

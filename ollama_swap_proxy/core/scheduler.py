@@ -4,7 +4,8 @@ Theory of operation. Each event is first taken in (`intake`: a fact changes what
 same question again: does the swap under way move on; if none is, is the turn over; who may be granted; should a swap
 begin? One decision function after every event means that no order of events needs a rule of its own. The steps of a
 swap are in `swapping` (with `evicting` and `loading`), who may be granted without one in `granting`, what failed in
-`failing`; `turns`, `residency` and `forecast` answer pure questions. `warm` is a shortcut, no other way of deciding.
+`failing`, what the operator set in `modes`; `turns`, `residency` and `forecast` answer pure questions. `warm` is a
+shortcut, no other way of deciding.
 
 Owns the order of decisions. Must not do anything: the gate carries the commands out.
 """
@@ -43,7 +44,7 @@ class Scheduler:
     """Of the class, so that a property test can do without it and compare."""
 
     def __init__(self, policy: Policy, now: float = 0.0) -> None:
-        self._state = State(policy, Forecast(policy.settle_max_s), Turn(now), moved_at=now)
+        self._state = State(policy, Forecast(policy.settle_max_s), Turn(now), moved_at=now, mode_since=now)
         self._wake_told: float | None = None
 
     def handle(self, event: events.Event, now: float) -> list[commands.Command]:
@@ -78,6 +79,11 @@ class Scheduler:
         """Say what would become of this ticket if it arrived now. Nothing is done, and nothing changes."""
         return explain(self._state, ticket, now)
 
+    @property
+    def bypasses(self) -> bool:
+        """Whether everything is relayed: whoever arrives is granted at once, and counted as a lease."""
+        return self._state.mode == "bypass"
+
     def snapshot(self, now: float) -> Snapshot:
         """Return what there is to see, as one immutable object."""
         return take(self._state, now)
@@ -93,12 +99,15 @@ class Scheduler:
             return
         failing.expire_tickets(state, now)
         for _ in range(_LONGEST_CHAIN):
+            failing.refuse_not_resident(state, now)
             if state.swap is not None:
                 if not swapping.advance(state, state.swap, now):
                     break
                 continue
             failing.refuse_impossible(state)
-            if state.pins_to_restore and self._restore_pin(now):
+            if not state.ordinary:
+                break
+            if state.pins_to_restore and state.mode == "auto" and self._restore_pin(now):
                 continue
             target = granting.next_target(state, now)
             if self._begin_swap_if_due(target, now):
@@ -108,7 +117,7 @@ class Scheduler:
                 break  # a grant makes no other model wait
         else:
             raise RuntimeError("the scheduler's decisions undo each other")
-        if state.swap is not None:
+        if state.swap is not None and state.ordinary:
             granting.grant_all(state, now)  # companions go on being served
         self._observe_periodically(now)
 
@@ -146,7 +155,7 @@ class Scheduler:
 
     def _undo_spill_if_idle(self, now: float) -> bool:
         state = self._state
-        if not state.spills_to_undo or len(state.line) or state.leases:
+        if not state.spills_to_undo or len(state.line) or state.leases or state.mode != "auto":
             return False
         idle_enough_at = state.moved_at + SPILL_UNDONE_AFTER_S
         if now < idle_enough_at:

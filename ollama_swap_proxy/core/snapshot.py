@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ollama_swap_proxy.core import bounds, granting, plans, waiting
+from ollama_swap_proxy.core.policy import Mode
 from ollama_swap_proxy.core.state import NEVER, State
 from ollama_swap_proxy.core.tickets import Ticket
 from ollama_swap_proxy.core.turns import End
@@ -112,6 +113,7 @@ class Snapshot:
     """All of it. ``report_age_s`` is None before the first report; ``unknown`` says why residency is unknown now.
 
     ``forecast_error``: `accuracy.Accuracy.median_error`.
+    ``mode_for_s``: since when the mode is what it is. ``paused_for_s``: None while nothing is paused.
     """
 
     residents: tuple[ResidentSeen, ...]
@@ -127,6 +129,9 @@ class Snapshot:
     swaps_begun: int
     turn: TurnSeen
     forecast_error: float | None
+    mode: Mode
+    mode_for_s: float
+    paused_for_s: float | None
     stopping: bool
 
 
@@ -182,6 +187,9 @@ def take(state: State, now: float) -> Snapshot:
         swaps_begun=state.swaps_begun,
         turn=_turn(state, now),
         forecast_error=None if (error := state.accuracy.median_error) is None else round(error, 3),
+        mode=state.mode,
+        mode_for_s=round(now - state.mode_since, 3),
+        paused_for_s=None if state.paused_at is None else round(now - state.paused_at, 3),
         stopping=state.stopping,
     )
 

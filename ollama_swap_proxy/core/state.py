@@ -15,7 +15,7 @@ from ollama_swap_proxy.core.forecast import Forecast
 from ollama_swap_proxy.core.gaps import Gaps
 from ollama_swap_proxy.core.leases import Leases
 from ollama_swap_proxy.core.line import Line
-from ollama_swap_proxy.core.policy import VARIANTS_KEPT, Policy
+from ollama_swap_proxy.core.policy import VARIANTS_KEPT, Mode, Policy
 from ollama_swap_proxy.core.proofs import Proofs
 from ollama_swap_proxy.core.residency import Residency
 from ollama_swap_proxy.core.slots import Slots
@@ -86,6 +86,8 @@ class Swap:
     load_breaks: int = 0
     loader: int | None = None
     loader_failed: bool = False
+    overtaken: bool = False
+    """Bypass mode came while it was under way: only its load is waited for still."""
 
     @property
     def goes_on_by_itself(self) -> bool:
@@ -151,11 +153,22 @@ class State:
     version: str | None = None
     ps_is_safe: bool = False
     stopping: bool = False
+    mode: Mode = field(init=False)
+    mode_since: float = NEVER
+    paused_at: float | None = None
+    ordinary: bool = True
+    """Whether granting goes its usual way: not stopping, not paused, not bypassed."""
     out: list[commands.Command] = field(default_factory=list)
     wake_at: float = float("inf")
 
     def __post_init__(self) -> None:
         self.slots = Slots(self.policy.parallel or None)
+        self.mode = self.policy.mode
+        self.note_ordinary()
+
+    def note_ordinary(self) -> None:
+        """Take note of a change of mode, of a pause, or of a stop: one flag for all three is asked for each request."""
+        self.ordinary = not self.stopping and self.paused_at is None and self.mode != "bypass"
 
     def imagined(self, ticket: Ticket) -> State:
         """Return a state that knows of this ticket's model what the ticket says; asking it leaves this one alone.

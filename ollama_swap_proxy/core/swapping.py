@@ -52,6 +52,10 @@ def begin_undoing_spill(state: State, target: Variant, now: float) -> None:
 
 def advance(state: State, swap: Swap, now: float) -> bool:
     """Take the swap one step on; say whether it moved (then there may be more to do at once)."""
+    if swap.overtaken and swap.phase is not Phase.LOADING:
+        steps.end(state, now, "bypass")
+        state.residency.outdated_at = now
+        return True
     before = (swap.phase, swap.target)
     match swap.phase:
         case Phase.DRAINING:
@@ -69,6 +73,8 @@ def advance(state: State, swap: Swap, now: float) -> bool:
 
 def _drain(state: State, swap: Swap, now: float) -> None:
     if not steps.is_asked_for(state, swap, now, goes_on_by_itself=swap.goes_on_by_itself):
+        return
+    if bounds.is_held_back(state, swap):
         return
     blocking = plans.blocking(state, swap)
     if not blocking:

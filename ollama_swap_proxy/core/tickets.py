@@ -83,6 +83,8 @@ class Lease:
     last_byte_at: float | None = None
     loads: bool = False
     """True while this request is the one that makes Ollama load the model."""
+    relayed: bool = False
+    """It runs or ran in bypass mode: nobody knows which runner serves it, so no swap goes on beside it."""
 
     @property
     def moved_at(self) -> float:

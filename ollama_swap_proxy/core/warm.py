@@ -59,6 +59,6 @@ def _took_release(state: State, event: events.Released, now: float) -> bool:
 
 def _serves(state: State, variant: Variant, now: float) -> bool:
     """Say whether a variant is resident for certain, with nothing under way that could change that."""
-    if state.swap is not None or state.stopping:
+    if state.swap is not None or not state.ordinary:
         return False
     return state.residency.surely_holds(variant, now, state.policy.ps_max_age_s)

@@ -15,7 +15,7 @@ from yarl import URL
 
 from ollama_swap_proxy.addresses import Address
 from ollama_swap_proxy.core.classes import TicketClass
-from ollama_swap_proxy.core.policy import Policy
+from ollama_swap_proxy.core.policy import Mode, Policy
 from ollama_swap_proxy.settings.tables import Classes, Models, Rules
 from ollama_swap_proxy.settings.values import (
     AUTO_STATE_FILE,
@@ -57,13 +57,26 @@ class Settings(BaseModel):
     80, with https:// 443, as Ollama's own clients read it). No path. Must not be one of our own listeners."""
 
     admin: Listen = Address("127.0.0.1", 11445)
-    """HOST:PORT of the operator's listener (/healthz, /readyz, /v1/snapshot). Keep it on loopback: it asks for no
-    password."""
+    """HOST:PORT of the operator's listener (/healthz, /readyz, /v1/snapshot, /v1/mode, /v1/pause). Keep it on
+    loopback: it asks for no password."""
 
     allowed_hosts: Hosts = ()
     """Further Host names accepted while we listen on loopback (in the environment: separated by commas). Loopback
     names, .local, .internal and the like are accepted anyway, as Ollama does; the check keeps web pages from
     reaching you by DNS rebinding. Empty: none."""
+
+    mode: Mode = "auto"
+    """What happens to a request for a model that is not resident. auto: the model is swapped in when its turn comes.
+    manual: only the operator loads and evicts; the request waits for that. bypass: everything is relayed at once, as if
+    this proxy were not there. It can be changed while we run, by POST /v1/mode."""
+
+    manual_refuses: bool = False
+    """In manual mode: true answers a request for a model that is not resident 503 not_resident at once; false lets
+    it wait for the operator."""
+
+    manual_wait_s: SecondsOrZero = 0
+    """How long such a request waits before it is answered 503 not_resident. 0: give_up_after_s. stuck_after_s does
+    not count for it: nothing need move while the operator is away."""
 
     parallel: CountOrZero = 0
     """How many requests for one model run side by side; further ones wait. 0: learned for each model, from 4 on: as

@@ -23,12 +23,14 @@ def key_text(key: str) -> str:
 
 
 def value_text(value: object) -> str:
-    """Write one value: a number, a text, a list, or a table in one line."""
+    """Write one value: a truth, a number, a text, a list, or a table in one line."""
     if isinstance(value, Mapping):
         pairs = [f"{key_text(str(key))} = {value_text(inner)}" for key, inner in value.items()]
         return "{" + ", ".join(pairs) + "}"
     if isinstance(value, tuple):
         return "[" + ", ".join(map(value_text, value)) + "]"
+    if isinstance(value, bool):
+        return "true" if value else "false"
     if isinstance(value, int | float):
         return f"{value:g}" if isinstance(value, float) else str(int(value))
     return _quoted(str(value))

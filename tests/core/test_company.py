@@ -189,3 +189,26 @@ def test_a_companion_alone_does_not_end_the_turn_of_what_it_stays_beside():
     assert desk.state.swap is None
     assert running in desk.granted()
     assert not [c for c in desk.out if isinstance(c, commands.Evict)]
+
+
+def test_a_target_that_goes_again_was_perhaps_in_use_already():
+    """After upstream was away nobody knows which options a busy model has: it is loaded anew beside who came."""
+    desk = Desk()
+    runs = desk.serve("a")
+    desk.no_report(unreachable=True)
+    desk.later(1.1)
+    desk.report("a", "pin")
+    desk.arrive("a")
+    desk.later(20.0)
+    for _ in range(30):
+        if desk.phase == "loading":
+            break
+        desk.report("a", "pin")
+        desk.later(0.3)
+    assert desk.phase == "loading"
+    desk.loaded("a")
+    desk.report(resident("a", vram=500), "pin")
+    assert (desk.phase, desk.evicted()) == ("draining", [])
+    desk.release(runs)
+    desk.report(resident("a", vram=500), "pin")
+    assert desk.evicted() == ["a"]

@@ -103,7 +103,8 @@ def test_the_page_describes_nothing_that_does_not_exist() -> None:
 def test_each_setting_says_its_unit_and_what_0_means(key: str) -> None:
     field = Settings.model_fields[key]
     assert field.description
-    if isinstance(field.default, float | int) and not key.endswith(("_s", "_bytes")):
+    is_number = isinstance(field.default, float | int) and not isinstance(field.default, bool)
+    if is_number and not key.endswith(("_s", "_bytes")):
         assert key in {"parallel", "line_limit"}, "a number says its unit in its name"
     if any(getattr(rule, "ge", None) == 0 for rule in field.metadata):
         assert re.search(r"\b0: ", _words(field.description)), "0 is allowed, so say what it means"

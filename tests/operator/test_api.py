@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 from ollama_swap_proxy.config import Settings
-from ollama_swap_proxy.core.events import Arrived, ResidencyObserved, ResidencyUnknown, Stopping
+from ollama_swap_proxy.core.events import (
+    Arrived,
+    Event,
+    ModeSet,
+    Paused,
+    ResidencyObserved,
+    ResidencyUnknown,
+    Resumed,
+    Stopping,
+)
 from ollama_swap_proxy.core.explain import Explanation
 from ollama_swap_proxy.core.policy import Policy
 from ollama_swap_proxy.core.scheduler import Scheduler
@@ -19,6 +29,10 @@ from ollama_swap_proxy.operator.api import oldest_report_s, operator_app, unread
 
 OLDEST_S = oldest_report_s(Settings())
 SWAP = SwapSeen(1, "b:latest", "", "request", "evicting", 100.0, 0.0, 200.0, ("a:latest",), ())
+
+
+def _nobody(_event: object) -> None:
+    pytest.fail("looking tells the scheduler something")
 
 
 def seen(**changes: object) -> Snapshot:
@@ -74,7 +88,7 @@ def test_the_oldest_report_follows_the_settings():
 
 async def test_the_routes_answer_from_the_snapshot_of_the_moment():
     picture = seen()
-    async with TestClient(TestServer(operator_app(lambda: picture, nothing_to_explain, Settings()))) as client:
+    async with TestClient(TestServer(operator_app(lambda: picture, nothing_to_explain, _nobody, Settings()))) as client:
         assert (await client.get("/healthz")).status == 200
         shown = await (await client.get("/v1/snapshot")).json()
         assert shown["residents"][0] | {"name": "a:latest", "spilled_bytes": 40} == shown["residents"][0]
@@ -96,7 +110,7 @@ def test_unknown_residency_shows_with_its_reason():
 
 
 async def test_a_web_page_that_rebinds_a_name_sees_nothing():
-    async with TestClient(TestServer(operator_app(seen, nothing_to_explain, Settings()))) as client:
+    async with TestClient(TestServer(operator_app(seen, nothing_to_explain, _nobody, Settings()))) as client:
         answer = await client.get("/v1/snapshot", headers={"Host": "evil.test"})
         assert (answer.status, await answer.text()) == (403, "")
         assert answer.headers["X-Ollama-Swap-Proxy-Error"] == "host_not_allowed"
@@ -106,7 +120,7 @@ async def test_an_explanation_is_told_as_data_and_in_words():
     async def explain(model: str) -> Explanation | str:
         return Scheduler(Policy()).explain(Ticket(0, Variant("k"), model, 5.0, None), 5.0)
 
-    async with TestClient(TestServer(operator_app(seen, explain, Settings()))) as client:
+    async with TestClient(TestServer(operator_app(seen, explain, _nobody, Settings()))) as client:
         answer = await client.get("/v1/explain", params={"model": "qwen3:8b"})
         told = await answer.json()
         assert (answer.status, told["model"], told["prospect"]) == (200, "qwen3:8b", "held_off")
@@ -119,8 +133,104 @@ async def test_what_cannot_be_explained_is_said_in_words():
             raise ProxyError("upstream_down", 502, "Ollama does not answer")
         return f"there is no {model}"
 
-    async with TestClient(TestServer(operator_app(seen, explain, Settings()))) as client:
+    async with TestClient(TestServer(operator_app(seen, explain, _nobody, Settings()))) as client:
         for query, status, error in [("x", 502, "not answer"), ("y", 404, "there is no y"), ("", 400, "which model?")]:
             answer = await client.get("/v1/explain", params={"model": query})
             assert answer.status == status
             assert error in (await answer.json())["error"]
+
+
+JSON = {"Content-Type": "application/json"}
+
+
+class Panel:
+    """The operator's listener of a scheduler, and what was told through it."""
+
+    def __init__(self) -> None:
+        self.scheduler = Scheduler(Policy())
+        self.told: list[Event] = []
+
+    def tell(self, event: Event) -> None:
+        self.told.append(event)
+        self.scheduler.handle(event, 1.0)
+
+    def snapshot(self) -> Snapshot:
+        return self.scheduler.snapshot(3.0)
+
+
+@pytest.fixture
+def panel() -> Panel:
+    return Panel()
+
+
+@pytest.fixture
+async def client(panel: Panel) -> AsyncIterator[TestClient]:
+    async with TestClient(
+        TestServer(operator_app(panel.snapshot, nothing_to_explain, panel.tell, Settings()))
+    ) as client:
+        yield client
+
+
+async def test_the_operator_sets_the_mode_pauses_and_resumes(panel: Panel, client: TestClient):
+    answer = await client.post("/v1/mode", json={"mode": "manual"})
+    assert (answer.status, await answer.json()) == (200, {"mode": "manual", "mode_for_s": 2.0, "paused_for_s": None})
+    answer = await client.post("/v1/pause", headers=JSON)
+    assert (answer.status, (await answer.json())["paused_for_s"]) == (200, 2.0)
+    answer = await client.post("/v1/resume", json={})
+    assert (answer.status, (await answer.json())["paused_for_s"]) == (200, None)
+    assert panel.told == [ModeSet("manual"), Paused(), Resumed()]
+    shown = await (await client.get("/v1/snapshot")).json()
+    assert (shown["mode"], shown["paused_for_s"]) == ("manual", None)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        ("/v1/mode", "", "a JSON object"),
+        ("/v1/mode", "[]", "a JSON object"),
+        ("/v1/mode", "{}", "MODE one of auto, manual, bypass"),
+        ("/v1/mode", '{"mode": "of transport"}', "MODE one of auto, manual, bypass"),
+        ("/v1/mode", '{"mode": ["auto"]}', "MODE one of auto, manual, bypass"),
+        ("/v1/mode", '{"mode": "auto", "for_s": 5}', "MODE one of auto, manual, bypass"),
+        ("/v1/pause", '{"for_s": 5}', "an empty object"),
+        ("/v1/resume", "null", "a JSON object"),
+    ],
+)
+async def test_a_bad_body_is_told_what_is_expected(panel: Panel, client: TestClient, path: str, body: str, words: str):
+    answer = await client.post(path, data=body, headers=JSON)
+    assert answer.status == 400
+    assert words in (await answer.json())["error"]
+    assert panel.told == []
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data"])
+async def test_what_a_web_page_can_post_unasked_changes_nothing(panel: Panel, client: TestClient, kind: str):
+    answer = await client.post("/v1/mode", data='{"mode": "manual"}', headers={"Content-Type": kind})
+    assert answer.status == 415
+    answer = await client.post("/v1/pause", data=b"")
+    assert answer.status == 415
+    assert panel.told == []
+
+
+@pytest.mark.parametrize("origin", ["http://evil.test", "null", "https://127.0.0.1", "http://127.0.0.1:1"])
+async def test_a_page_of_another_origin_changes_nothing(panel: Panel, client: TestClient, origin: str):
+    answer = await client.post("/v1/pause", headers={**JSON, "Origin": origin})
+    assert answer.status == 403
+    assert panel.told == []
+
+
+async def test_a_page_of_this_listener_may(panel: Panel, client: TestClient):
+    own = f"http://{client.host}:{client.port}"
+    assert (await client.post("/v1/pause", headers={**JSON, "Origin": own})).status == 200
+    assert panel.told == [Paused()]
+
+
+async def test_a_page_that_rebinds_a_name_changes_nothing(panel: Panel, client: TestClient):
+    answer = await client.post("/v1/pause", headers={**JSON, "Host": "evil.test", "Origin": "http://evil.test"})
+    assert (answer.status, await answer.text()) == (403, "")
+    assert panel.told == []
+
+
+async def test_looking_changes_nothing(panel: Panel, client: TestClient):
+    assert (await client.get("/v1/pause")).status == 405
+    assert panel.told == []

@@ -9,10 +9,10 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, field
 
-from ollama_swap_proxy.core import commands, events, granting
+from ollama_swap_proxy.core import bounds, commands, events, granting
 from ollama_swap_proxy.core.classes import NORMAL, TicketClass
 from ollama_swap_proxy.core.events import LoadFailure
-from ollama_swap_proxy.core.policy import DRAIN_AFTERLIFE_S, Policy
+from ollama_swap_proxy.core.policy import DRAIN_AFTERLIFE_S, RETRY_AFTER_S, Mode, Policy
 from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.core.snapshot import Snapshot
 from ollama_swap_proxy.core.state import Phase
@@ -94,6 +94,12 @@ class Adversary:
     load_ended_at: float = float("-inf")
     observed_at_once: int = 0
     stopping: bool = False
+    mode: Mode = "auto"
+    paused: bool = False
+    stood_still_until: float = 0.0
+    """When granting was last resumed, or the mode last changed."""
+    relayed: set[int] = field(default_factory=set)
+    """Leases that ran in bypass mode."""
     idle_since: float = 0.0
     next_id: int = 1
     steps: int = 0
@@ -133,8 +139,12 @@ class Adversary:
                 assert self.observed_at_once <= MOST_REPORTS_AT_ONCE, "a flood of reports"
                 self.observes.append((self.now, self.listed()))
             case commands.Evict(key, _):
+                assert self.mode != "bypass", "evicted in bypass mode"
+                assert not self.paused or key in self.unloads or key in self.evicted_in_swap, "evicted while paused"
                 self._evict(key)
             case commands.Load(variant, _, _, _):
+                assert self.mode != "bypass", "loaded in bypass mode"
+                assert not self.paused, "loaded while paused"
                 self._check_alone(variant)
                 self.loads.append(variant)
             case commands.WakeAt(at):
@@ -146,6 +156,8 @@ class Adversary:
     def _note_step(self, name: str, fields: dict[str, object]) -> None:
         if name == "swap_decided":
             assert not self.in_swap, "two swaps at a time"
+            assert self.mode == "auto", f"a swap begins in {self.mode} mode"
+            assert not self.paused, "a swap begins while paused"
             self.in_swap, self.undoing, self.goes_ahead = True, fields["reason"] in {"spill", "pin"}, False
             self.evicted_in_swap.clear()
         elif name in {"swap_ended", "swap_given_up", "load_failed"}:
@@ -153,12 +165,18 @@ class Adversary:
         elif name == "newcomer_found" and fields["consequence"] != "evicted too":
             self.goes_ahead = True
         elif name == "swap_retargeted":
+            assert self.mode == "auto", f"a swap is turned over in {self.mode} mode"
             self.undoing = False
 
     def _granted(self, ticket_id: int, *, loads: bool) -> None:
         assert ticket_id in self.waiting, f"I3: ticket {ticket_id} granted, but it does not wait"
         ticket = self.waiting.pop(ticket_id)
         key = ticket.variant.key
+        if self.mode == "bypass":
+            self.leases[ticket_id] = ticket
+            self.relayed.add(ticket_id)
+            return
+        assert not self.paused, f"{ticket} granted while paused"
         if loads:
             self._check_alone(ticket.variant)
             self.loading_leases.add(ticket_id)
@@ -192,6 +210,7 @@ class Adversary:
         spared = set() if swap is None or swap.trial else swap.staying
         busy = {t.variant for t in self.leases.values() if t.variant.key not in spared} - {variant}
         assert not busy, f"I1: {variant} loaded while {busy} have leases"
+        assert not self.relayed & set(self.leases), f"I1: {variant} loaded while requests run that were relayed"
 
     def _evict(self, key: str) -> None:
         busy = [t.id for t in self.leases.values() if t.variant.key == key]
@@ -226,16 +245,24 @@ class Adversary:
         assert (swap is not None) == self.in_swap, "a swap began or ended without a word"
         assert not (self.stopping and self.waiting), "I4: somebody waits though we are stopping"
         for ticket in self.waiting.values():
-            assert now < ticket.arrived_at + self.policy.give_up_after_s, "I5: a ticket outlived give_up_after_s"
+            by_operator = granting.awaits_operator(state, ticket.variant)
+            longest_s = self.policy.give_up_after_s
+            if by_operator and self.policy.manual_wait_s:
+                longest_s = self.policy.manual_wait_s
+            assert now < ticket.arrived_at + longest_s, f"I5: a ticket outlived {longest_s} s"
+            assert not (by_operator and self.policy.manual_refuses and self._is_fresh()), "I5: it should be refused"
+        assert not (self.waiting and self.mode == "bypass"), "I4: somebody waits in bypass mode"
         if swap is None:
             self._check_nobody_idles()
             return
-        if swap.phase is not Phase.DRAINING and swap.phase is not Phase.EVICTING:
+        if not bounds.is_held_back(state, swap):
             longest_s = max(self.policy.load_timeout_s + 1, self.policy.stuck_after_s)
-            assert now - swap.phase_since <= longest_s, f"I5: {swap.phase} takes longer than {longest_s} s"
-        if swap.phase is Phase.EVICTING:
-            longest_s = 8 * max(self.policy.stuck_after_s, self.policy.unload_timeout_s)
-            assert now - swap.phase_since <= longest_s, f"I5: {swap.phase} takes longer than {longest_s} s"
+            if swap.phase is Phase.EVICTING:
+                longest_s = 8 * max(self.policy.stuck_after_s, self.policy.unload_timeout_s)
+            since = max(swap.phase_since, self.stood_still_until)
+            bounded = swap.phase is not Phase.DRAINING
+            over_s = now - since - longest_s - RETRY_AFTER_S  # a report may be asked for only after a pause
+            assert not bounded or over_s <= 0, f"I5: {swap.phase} takes longer than {longest_s} s"
         asked = any(t.variant == swap.target for t in self.waiting.values())
         if swap.phase is Phase.DRAINING and not asked and not swap.goes_on_by_itself:
             assert swap.asker_left_at is not None, "I10: a drain for nobody"
@@ -243,7 +270,7 @@ class Adversary:
 
     def _check_nobody_idles(self) -> None:
         state = self.state
-        if not state.residency.is_fresh(self.now, self.policy.ps_max_age_s) or self.stopping:
+        if not self._is_fresh() or self.stopping or self.paused:
             return
         for ticket in self.waiting.values():
             key = ticket.variant.key
@@ -254,8 +281,12 @@ class Adversary:
             assert on_it >= self.policy.parallel or loads, f"I4: {ticket} waits beside its idle model"
         resists = any(pause.until > self.now for pause in state.resisting.values())
         leaving = bool(state.residency.leaving)
-        idle = self.waiting and not self.leases and not resists and not leaving
+        wants = [ticket for ticket in self.waiting.values() if not granting.awaits_operator(state, ticket.variant)]
+        idle = wants and not self.leases and not resists and not leaving
         assert not idle or self._lingers(), f"I4: somebody waits, and nothing is under way: {self._seen()}"
+
+    def _is_fresh(self) -> bool:
+        return self.state.residency.is_fresh(self.now, self.policy.ps_max_age_s)
 
     def _seen(self) -> Snapshot:
         return self.scheduler.snapshot(self.now)
@@ -312,6 +343,7 @@ class Adversary:
 
     def release(self, ticket_id: int, *, failed: bool = False) -> None:
         del self.leases[ticket_id]
+        self.relayed.discard(ticket_id)
         self.loading_leases.discard(ticket_id)
         self.ended.add(ticket_id)
         self.idle_since = self.now
@@ -376,6 +408,26 @@ class Adversary:
         while self.loads:
             self.end_load(0, LoadFailure(502, "connection lost", transient=True))
 
+    # --- the operator -----------------------------------------------------------------------------------------------
+    def set_mode(self, mode: Mode) -> None:
+        if self.mode == "bypass" != mode:
+            self.stood_still_until = self.now
+        self.mode = mode
+        if mode == "bypass":
+            self.relayed |= set(self.leases)
+            self.loading_leases.clear()
+        self.tell(events.ModeSet(mode))
+
+    def pause(self) -> None:
+        self.paused = True
+        self.tell(events.Paused())
+
+    def resume(self) -> None:
+        if self.paused:
+            self.stood_still_until = self.now
+        self.paused = False
+        self.tell(events.Resumed())
+
     # --- time -------------------------------------------------------------------------------------------------------
     def pass_time(self, seconds: float) -> None:
         """Let time pass, waking the scheduler whenever it asked for it."""
@@ -400,8 +452,12 @@ class Adversary:
             self.pass_time(0.04)
 
     def play_to_the_end(self) -> None:
-        """The deadlock detector: everybody else leaves, upstream behaves; whoever waits must come to an end."""
+        """The deadlock detector: everybody else leaves, upstream behaves, the operator lets all go on; whoever waits
+        must come to an end.
+        """
         world = copy.deepcopy(self)
+        world.resume()
+        world.set_mode("auto")
         ends_at = world.now + ENDS_WITHIN_S
         while world.waiting or world.in_swap or world.leases:
             assert world.now < ends_at, f"I5: still waiting: {world.waiting}, {world.scheduler.snapshot(world.now)}"

@@ -5,7 +5,8 @@ The invariants, as numbered in the design:
 I1  by our doing, no two models are resident together that the policy does not allow together.
 I2  a model with leases is never evicted.
 I3  every ticket ends exactly once.
-I4  nobody idles while someone waits, unless a linger, a cool-down or unknown residency says so, and each of these ends.
+I4  nobody idles while someone waits, unless a pause, manual mode, a linger, a cool-down or unknown residency says so,
+    and each of these ends or is the operator's.
 I5  every wait is bounded; from any state, once everybody else leaves, whoever waits comes to an end.
 I6  same history, same commands.
 I7  nothing is evicted unless a waiting ticket or the undoing of a spill asks for it when the eviction is sent.
@@ -13,12 +14,14 @@ I8  no grant for a model before a report newer than the last eviction or load sh
 I9  a victim gets no grant until it is gone or the swap is given up.
 I10 a ticket that left delays nobody (but for the 5 s of a drain's afterlife).
 
-Holds and modes join them with the features. ``HYPOTHESIS_PROFILE=deep`` takes minutes.
+While paused nothing is granted, evicted or loaded anew; in manual mode no swap begins; in bypass mode nobody waits.
+Holds join them with the feature. ``HYPOTHESIS_PROFILE=deep`` takes minutes.
 """
 
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -28,7 +31,7 @@ from ollama_swap_proxy.core import events
 from ollama_swap_proxy.core.classes import TicketClass
 from ollama_swap_proxy.core.events import LoadFailure
 from ollama_swap_proxy.core.tickets import Variant
-from tests.properties.adversary import CLASSES, Adversary, Loaded
+from tests.properties.adversary import CLASSES, POLICY, Adversary, Loaded
 
 _PROFILES = {
     "fast": settings(max_examples=150, stateful_step_count=60, derandomize=True),
@@ -62,9 +65,18 @@ class AnythingMayHappen(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.world = Adversary()
+        self.has_operator = False
 
-    @initialize(found=st.lists(KEYS, unique=True, max_size=2), safe=st.booleans(), told=st.booleans())
-    def start(self, found: list[str], *, safe: bool, told: bool) -> None:
+    @initialize(
+        found=st.lists(KEYS, unique=True, max_size=2),
+        safe=st.booleans(),
+        told=st.booleans(),
+        operator=st.sampled_from([None, None, "patient", "refusing"]),
+    )
+    def start(self, found: list[str], operator: str | None, *, safe: bool, told: bool) -> None:
+        if operator is not None:
+            self.has_operator = True
+            self.world = Adversary(replace(POLICY, manual_refuses=operator == "refusing", manual_wait_s=90.0))
         for key in found:
             self.world.loaded[key] = Loaded("")
         if told:
@@ -207,6 +219,18 @@ class AnythingMayHappen(RuleBasedStateMachine):
         if really:
             self.world.stopping = True
             self.world.tell(events.Stopping())
+
+    # --- the operator -----------------------------------------------------------------------------------------------
+    @precondition(lambda self: self.has_operator)
+    @rule(what=st.sampled_from(["pause", "pause", "resume", "resume", "manual", "bypass", "auto", "auto"]))
+    def operator(self, what: str) -> None:
+        match what:
+            case "pause":
+                self.world.pause()
+            case "resume":
+                self.world.resume()
+            case "manual" | "bypass" | "auto":
+                self.world.set_mode(what)
 
     # --- time -------------------------------------------------------------------------------------------------------
     @rule(seconds=st.sampled_from([0.0, 0.001, 0.06, 0.3, 1.1, 6.0, 12.0, 41.0, 70.0]))

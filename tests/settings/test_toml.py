@@ -60,3 +60,7 @@ def test_each_table_says_where_it_came_from(tmp_path: Path) -> None:
 def test_any_text_survives_as_key_and_as_value(given_table: dict[str, tuple[str, ...]]) -> None:
     read = tomllib.loads(f"value = {toml.value_text(given_table)}")["value"]
     assert read == {key: list(values) for key, values in given_table.items()}
+
+
+def test_what_is_true_or_false_is_written_so():
+    assert [toml.value_text(value) for value in (True, False, 1, 0)] == ["true", "false", "1", "0"]

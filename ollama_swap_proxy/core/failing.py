@@ -96,7 +96,7 @@ def cooling(state: State, variant: Variant, now: float) -> commands.Rejection | 
 
 def impossible(state: State, variant: Variant) -> commands.Rejection | None:
     """Return the answer for a ticket whose model cannot be resident beside the pins, or None where it can."""
-    chosen = plans.plan(state, variant)
+    chosen = plans.plan(state, variant) if plans.is_impossible(state, variant) else None
     if not isinstance(chosen, Impossible):
         return None
     return commands.Rejection("pinned_out", 503, chosen.text)
@@ -107,6 +107,18 @@ def refuse_impossible(state: State) -> None:
     for variant in state.line.variants():
         if not granting.is_servable(state, variant) and (rejection := impossible(state, variant)) is not None:
             state.reject_all(variant, rejection)
+
+
+def expire_impatient(state: State, now: float) -> None:
+    """Reject the tickets whose own patience is over: behind all grants, for what may go now need not leave."""
+    hints = _Hints(state, now)
+    while (leaving := state.line.next_to_leave()) is not None:
+        leaves_at, ticket = leaving
+        if now < leaves_at:
+            state.wake(leaves_at)
+            break
+        text = f"{ticket.name} was waited for as long as the request asked to: {_what_for(state, ticket.variant, now)}"
+        state.reject(ticket, commands.Rejection("waited_too_long", 503, text, hints.of(ticket)))
 
 
 class _Hints:
@@ -140,20 +152,13 @@ def _not_resident(name: str, waited_s: float | None = None) -> commands.Rejectio
 
 
 def expire_tickets(state: State, now: float) -> None:
-    """Reject the tickets that waited too long, by our patience or their own, or for too long saw nothing move at all.
+    """Reject the tickets that waited too long, or for too long saw nothing move at all.
 
     A load has its own bound, and so has a drain for those whom it is for (`drain_stuck`). That nothing moves counts
     neither while granting is paused, nor for whom only the operator can help: they wait for ``manual_wait_s``.
     """
     swap, policy = state.swap, state.policy
     hints = _Hints(state, now)
-    while (leaving := state.line.next_to_leave()) is not None:
-        leaves_at, ticket = leaving
-        if now < leaves_at:
-            state.wake(leaves_at)
-            break
-        text = f"{ticket.name} was waited for as long as the request asked to: {_what_for(state, ticket.variant, now)}"
-        state.reject(ticket, commands.Rejection("waited_too_long", 503, text, hints.of(ticket)))
     for variant in state.line.variants():
         oldest = state.line.oldest(variant)
         by_operator = granting.awaits_operator(state, variant)

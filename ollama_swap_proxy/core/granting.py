@@ -10,7 +10,6 @@ from ollama_swap_proxy.core.policy import STALE_VIEW_PATIENCE_S
 from ollama_swap_proxy.core.state import Pause, State
 from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
 from ollama_swap_proxy.core.turns import Ending, Served
-from ollama_swap_proxy.core.victims import Impossible
 
 
 def give(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> None:
@@ -133,7 +132,7 @@ def foremost(state: State, now: float) -> Ticket | None:
         (turns.precedence(ticket, now, state.forecast.swap_cost_s(variant)), ticket)
         for variant in state.line.variants()
         if not is_servable(state, variant)
-        and not isinstance(plans.plan(state, variant), Impossible)
+        and not plans.is_impossible(state, variant)
         and not (state.resisting and resisted_until(state, variant, now) > now)
         for ticket in state.line.oldest_by_class(variant)
     ]

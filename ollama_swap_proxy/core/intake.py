@@ -116,22 +116,28 @@ def turned_away(state: State, ticket: Ticket, now: float) -> commands.Rejection 
     if granting.is_servable(state, ticket.variant):
         return None
     plans.note_traits(state, ticket.variant.key, ticket.traits)
+    state.remember_recipe(ticket)  # and with it the name, for the words of a refusal
     return failing.cooling(state, ticket.variant, now) or failing.impossible(state, ticket.variant)
 
 
 def returns(state: State, ticket: Ticket) -> bool:
-    """Say whether this client gave up on a ticket for the same variant before."""
-    return bool(state.places_kept) and (ticket.client, ticket.variant) in state.places_kept
+    """Say whether this client gave up on a ticket for the same variant, in the same class, before."""
+    return bool(state.places_kept) and _place(ticket) in state.places_kept
+
+
+def _place(ticket: Ticket) -> tuple[str, Variant, str]:
+    return ticket.client, ticket.variant, ticket.klass.name
 
 
 def _with_its_place(state: State, ticket: Ticket, now: float) -> Ticket:
-    """Give a ticket the arrival of the one that its client abandoned: who gives up at 30 s and asks again keeps its
-    place. Once: its next ticket is a new one.
+    """Count on from what its client waited before it gave up: who gives up at 30 s and asks again keeps its place.
+
+    Only what was waited counts, and once: its next ticket is a new one.
     """
-    arrived_at, left_at = state.places_kept.pop((ticket.client, ticket.variant))
-    if now - left_at > RETURN_WITHIN_S or arrived_at >= ticket.arrived_at:
+    waited_s, left_at = state.places_kept.pop(_place(ticket))
+    if now - left_at > RETURN_WITHIN_S:
         return ticket
-    return ticket._replace(arrived_at=arrived_at)
+    return ticket._replace(arrived_at=ticket.arrived_at - waited_s)
 
 
 def _abandoned(state: State, ticket_id: int, now: float) -> None:
@@ -140,11 +146,8 @@ def _abandoned(state: State, ticket_id: int, now: float) -> None:
         return
     state.accuracy.forget(ticket.id)
     state.gaps.gave_up(ticket.client, ticket.variant)
-    place = (ticket.client, ticket.variant)
-    arrived_at, left_at = state.places_kept.pop(place, (ticket.arrived_at, now))
-    if now - left_at > RETURN_WITHIN_S:
-        arrived_at = ticket.arrived_at
-    state.places_kept[place] = min(arrived_at, ticket.arrived_at), now
+    before_s, _ = state.places_kept.pop(_place(ticket), (0.0, now))
+    state.places_kept[_place(ticket)] = max(before_s, now - ticket.arrived_at), now
     while len(state.places_kept) > VARIANTS_KEPT or now - next(iter(state.places_kept.values()))[1] > RETURN_WITHIN_S:
         del state.places_kept[next(iter(state.places_kept))]
 
@@ -210,6 +213,7 @@ def _observed(state: State, report: Report, now: float) -> None:
             where = "at start" if first else how
             state.say("resident_found", model=resident.name, vram_bytes=resident.size_vram_bytes, how=where)
     for resident in change.gone:
+        state.proofs.forget_unknown(resident.key)
         if state.swap is None or resident.key not in state.swap.evicted:
             state.say("resident_gone", model=resident.name, how="by itself")
         state.resisting.pop(resident.key, None)

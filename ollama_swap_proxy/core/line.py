@@ -6,6 +6,7 @@ a wait ends (`scheduler`).
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict
 from collections.abc import Iterator
 
@@ -63,7 +64,7 @@ class Line:
     def __init__(self) -> None:
         self._lanes: dict[Variant, dict[str, _Lane]] = {}
         self._tickets: dict[int, Ticket] = {}
-        self._impatient: dict[int, float] = {}
+        self._impatient: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -77,7 +78,7 @@ class Line:
     def add(self, ticket: Ticket, leaves_at: float | None = None) -> None:
         """Put a ticket in, behind those of its variant, class and client. ``leaves_at``: its own patience ends then."""
         if leaves_at is not None:
-            self._impatient[ticket.id] = leaves_at
+            heapq.heappush(self._impatient, (leaves_at, ticket.id))
         lanes = self._lanes.get(ticket.variant)
         if lanes is None:
             lanes = self._lanes[ticket.variant] = {}
@@ -92,8 +93,6 @@ class Line:
         ticket = self._tickets.pop(ticket_id, None)
         if ticket is None:
             return None
-        if self._impatient:
-            self._impatient.pop(ticket_id, None)
         lanes = self._lanes[ticket.variant]
         lane = lanes[ticket.klass.name]
         lane.remove(ticket, granted=granted)
@@ -135,10 +134,13 @@ class Line:
 
     def next_to_leave(self) -> tuple[float, Ticket] | None:
         """Return the ticket whose own patience ends first, and when; None if none has its own."""
-        if not self._impatient:
-            return None
-        ticket_id = min(self._impatient, key=self._impatient.__getitem__)
-        return self._impatient[ticket_id], self._tickets[ticket_id]
+        while self._impatient:
+            leaves_at, ticket_id = self._impatient[0]
+            ticket = self._tickets.get(ticket_id)
+            if ticket is not None:
+                return leaves_at, ticket
+            heapq.heappop(self._impatient)  # it has left already
+        return None
 
     def waiting_for(self, variant: Variant) -> list[Ticket]:
         """Return the tickets of one variant, oldest first."""

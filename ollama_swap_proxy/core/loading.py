@@ -128,7 +128,7 @@ def _finish(state: State, swap: Swap, loaded: Resident, now: float) -> None:
     load_s = round(now - swap.load_sent_at, 3)
     outcome = company.judge_load(state, swap, now) if swap.beside else None
     state.pins_to_restore.update(swap.returning)
-    if outcome is Outcome.FAILED and swap.trial and loaded.spilled_bytes:
+    if outcome is Outcome.FAILED and swap.trial and not swap.declared and loaded.spilled_bytes:
         company.part(state, swap, now)
         return
     _learn(state, swap, loaded, alone=outcome in {None, Outcome.FITTED})

@@ -10,7 +10,7 @@ from ollama_swap_proxy.core.policy import VARIANTS_KEPT
 from ollama_swap_proxy.core.proofs import UNKNOWN_OPTIONS
 from ollama_swap_proxy.core.state import State, Swap
 from ollama_swap_proxy.core.tickets import NO_TRAITS, Lease, Resident, Traits, Variant
-from ollama_swap_proxy.core.together import Facts, Member, may_be_together
+from ollama_swap_proxy.core.together import Facts, Member, Reason, may_be_together
 from ollama_swap_proxy.core.victims import Impossible, Victims, choose_victims
 
 
@@ -18,6 +18,8 @@ def plan(state: State, target: Variant) -> Victims | Impossible:
     """Say who must go for this target, by the last report; kept until the next one."""
     known = state.plans.get(target)
     if known is None:
+        if len(state.plans) >= VARIANTS_KEPT:
+            state.plans.clear()
         known = state.plans[target] = _plan(state, target)
     return known
 
@@ -55,6 +57,7 @@ def aim(state: State, swap: Swap, target: Variant) -> None:
     swap.trial = is_trial(state, target)
     chosen = plan(state, target)
     returns = chosen.returns if isinstance(chosen, Victims) else ()
+    swap.declared = chosen.answer.reason is Reason.GROUP
     swap.returning = tuple(each.member.variant for each in returns if each.member.pinned)
 
 
@@ -109,6 +112,12 @@ def is_closed(state: State, key: str) -> bool:
 def is_pinned(state: State, key: str) -> bool:
     """Say whether a model is never a victim."""
     return state.traits.get(key, NO_TRAITS).pinned
+
+
+def is_impossible(state: State, target: Variant) -> bool:
+    """Say whether a target can be resident in no way; asked of every variant that waits, so that pins come first."""
+    has_pins = any(is_pinned(state, key) for key in state.residency.residents)
+    return has_pins and isinstance(plan(state, target), Impossible)
 
 
 def note_traits(state: State, key: str, traits: Traits) -> None:

@@ -32,8 +32,9 @@ SHORTEST_TURN_S = 10.0
 SWAPS_PER_EARLY_END = 3
 """A higher class ends a turn early at most once in as many swap costs: else classes would thrash."""
 
-LEAST_PATIENCE_S = 0.01
-"""A ticket without patience is rejected so soon: first it is seen whether it need not wait."""
+LEAST_PATIENCE_S = 0.3
+"""A ticket without patience is rejected so soon: first it is seen whether it need not wait, and a look may take as long
+as `STALE_VIEW_PATIENCE_S`."""
 
 RETURN_WITHIN_S = 60.0
 """A client that gives up and asks again within this time keeps its place in the line."""

@@ -19,7 +19,8 @@ from typing import NamedTuple, TypeVar
 from ollama_swap_proxy.core.tickets import Resident, Variant
 
 UNKNOWN_OPTIONS = "unknown"
-"""The options of a resident whose variant we do not know. They prove nothing, so no proof covers them."""
+"""The options of a resident whose variant we do not know. What fitted beside it is
+proven for as long as that runner stays (`Proofs.forget_unknown`), and in no state file."""
 
 TRIALS_ALLOWED = 3
 """So often is a set of weights tried, whatever the options: a client may ask for any number of num_ctx."""
@@ -160,8 +161,8 @@ class Proofs:
         loaded = _set_in_order(members, newcomer)
         if len(loaded.keys) < 2:
             return Lesson.NOTHING
-        if any(member.options == UNKNOWN_OPTIONS for member in loaded.members):
-            if trial and outcome is not Outcome.FITTED:
+        if _has_unknown(loaded) and outcome is not Outcome.FITTED:
+            if trial:
                 self._count(loaded.keys)
             return Lesson.NOTHING
         if trial:
@@ -180,6 +181,11 @@ class Proofs:
             return Lesson.REVOKED if revoked else Lesson.NOTHING
         _keep(self.failed, loaded, loaded.keys)
         return Lesson.REFUSED if self._refused_within(loaded) else Lesson.FAILED
+
+    def forget_unknown(self, key: str) -> None:
+        """Forget what was proven beside a resident of unknown options that is gone: the next one may have others."""
+        gone = Variant(key, UNKNOWN_OPTIONS)
+        self.proven = {proof: keys for proof, keys in self.proven.items() if gone not in proof.members}
 
     def clear(self) -> None:
         """Forget all: the operator wants everything tried again, or the card or Ollama is another one."""
@@ -210,7 +216,7 @@ class Proofs:
             "format": _FORMAT,
             "device": self.device,
             "version": self.version,
-            "proven": [_set_to_json(proof) for proof in self.proven],
+            "proven": [_set_to_json(proof) for proof in self.proven if not _has_unknown(proof)],
             "failed": [_set_to_json(failure) for failure in self.failed],
             "trials": [{"keys": sorted(keys), "times": times} for keys, times in self.trials.items()],
         }
@@ -258,6 +264,10 @@ def from_json(value: object) -> tuple[Proofs, str | None]:
     except ValueError as error:
         return Proofs(), str(error)
     return proofs, None
+
+
+def _has_unknown(known: SetInOrder) -> bool:
+    return any(member.options == UNKNOWN_OPTIONS for member in known.members)
 
 
 def _set_in_order(members: Iterable[Variant], newcomer: str) -> SetInOrder:

@@ -93,6 +93,10 @@ class Scheduler:
         return memory.remembered(self._state)
 
     def _advance(self, now: float) -> None:
+        self._decide(now)
+        failing.expire_impatient(self._state, now)
+
+    def _decide(self, now: float) -> None:
         state = self._state
         if state.swap is None and not len(state.line) and not state.spills_to_undo and not state.pins_to_restore:
             self._observe_periodically(now)  # the usual end of a warm request: nobody waits, nothing is to be done

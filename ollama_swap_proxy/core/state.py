@@ -72,6 +72,8 @@ class Swap:
     """When Ollama would unload them by itself, by that report."""
     trial: bool = False
     """Whether it is unknown that they fit together: then nobody is served meanwhile."""
+    declared: bool = False
+    """Whether all of them are one group of the operator's: then a trial that fails is only told."""
     returning: tuple[Variant, ...] = ()
     """Pinned models that go for the target and come back beside it."""
     unasked: bool = False
@@ -129,8 +131,8 @@ class State:
     slots: Slots = field(init=False)
     early_end_at: float = NEVER
     """When a higher class last ended a turn before its limit."""
-    places_kept: dict[tuple[str, Variant], tuple[float, float]] = field(default_factory=dict)
-    """By client and variant: the arrival of a ticket that was abandoned, and when."""
+    places_kept: dict[tuple[str, Variant, str], tuple[float, float]] = field(default_factory=dict)
+    """By client, variant and class: for how long an abandoned ticket had waited in all, and when it was abandoned."""
     cool_downs: dict[Variant, Pause] = field(default_factory=dict)
     resisting: dict[str, Pause] = field(default_factory=dict)
     vanishing: set[str] = field(default_factory=set)

@@ -6,7 +6,7 @@ import pytest
 
 from ollama_swap_proxy.core import commands
 from ollama_swap_proxy.core.policy import Policy
-from ollama_swap_proxy.core.tickets import Resident
+from ollama_swap_proxy.core.tickets import Resident, Traits
 from tests.core.desk import Desk, resident
 
 
@@ -179,6 +179,28 @@ def test_a_newcomer_that_spills_beside_a_pin_goes_again():
     desk.later(0.06)
     desk.report("pin")
     assert desk.said("swap_ended")[-1]["outcome"] == "did_not_fit"
+
+
+def test_beside_a_pin_of_unknown_options_what_fits_is_tried_once_for_as_long_as_the_pin_stays():
+    desk = Desk()
+    desk.report("pin")
+    desk.release(_try_beside(desk, "a", "pin", "a"))
+    desk.report("pin")
+    desk.arrive("a")
+    assert [each["trial"] for each in desk.said("swap_decided")] == [True, False]
+    assert desk.state.proofs.to_json()["proven"] == []
+    desk.report()
+    assert not desk.state.proofs.proven
+
+
+def test_a_declared_group_whose_trial_fails_is_only_told_of(monkeypatch):
+    monkeypatch.setattr("tests.core.desk.traits", lambda _: Traits(groups=frozenset({"g"})))
+    desk = Desk()
+    desk.release(desk.serve("a"))
+    asked = _try_beside(desk, "b", "a", resident("b", vram=800))
+    assert desk.said("company_judged")[-1]["outcome"] == "failed"
+    assert desk.evicted() == []
+    assert asked in desk.granted()
 
 
 def test_a_companion_alone_does_not_end_the_turn_of_what_it_stays_beside():

@@ -178,17 +178,29 @@ def test_who_waits_for_a_swap_hears_how_far_it_came():
     assert desk.rejected()[asked].message == "b was waited for 20 s: the swap to b was loading"
 
 
+def test_a_ticket_without_patience_is_granted_by_a_look_that_takes_a_moment():
+    desk = Desk()
+    desk.release(desk.serve("a"))
+    desk.later(3.0)
+    asked = desk.arrive("a", patience_s=0.0)
+    began = desk.now
+    desk.later(0.2)
+    desk.report("a", asked_at=began)
+    assert asked in desk.granted()
+
+
 def test_a_ticket_leaves_when_its_own_patience_ends_and_not_before_it_has_been_looked_at():
     desk = Desk()
     desk.serve("a")
     asked = desk.arrive("b", patience_s=5.0)
     at_once = desk.arrive("b", patience_s=0.0)
     served = desk.arrive("a", patience_s=0.0)
-    desk.later(0.02)
+    desk.later(0.4)
+    desk.report("a")
     assert served in desk.granted()
     assert desk.rejected()[at_once].code == "waited_too_long"
-    desk.later(4.9)
+    desk.later(4.5)
     assert asked not in desk.rejected()
-    desk.later(0.1)
+    desk.later(0.2)
     assert desk.rejected()[asked].code == "waited_too_long"
     assert desk.rejected()[asked].status == 503

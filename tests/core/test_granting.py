@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ollama_swap_proxy.core import commands
 from ollama_swap_proxy.core.classes import TicketClass
 from ollama_swap_proxy.core.events import Abandoned, ViewOutdated
@@ -191,7 +193,22 @@ def test_who_gives_up_and_asks_again_keeps_its_place():
     again = desk.arrive("b", client="x")
     oldest = desk.state.line.oldest(Variant("b"))
     assert oldest is not None
-    assert (oldest.id, oldest.arrived_at) == (again, came_at)
+    assert oldest.id == again
+    assert oldest.arrived_at == pytest.approx(came_at, abs=0.01)
+
+
+def test_a_place_is_kept_in_its_class_only_and_only_for_what_was_waited():
+    desk = Desk()
+    desk.serve("a")
+    early = desk.arrive("b", client="x", klass=LOW)
+    desk.later(30.0)
+    desk.tell(Abandoned(early))
+    desk.arrive("b", client="x", klass=HIGH)
+    desk.later(20.0)
+    desk.arrive("b", client="x", klass=LOW)
+    high, low = sorted(desk.state.line, key=lambda ticket: -ticket.klass.rank)
+    assert desk.now - high.arrived_at == pytest.approx(20.0, abs=0.01)
+    assert desk.now - low.arrived_at == pytest.approx(30.0, abs=0.01)
 
 
 def test_its_place_is_lost_after_a_minute():

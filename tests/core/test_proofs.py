@@ -200,10 +200,18 @@ def test_a_pair_is_tried_three_times_whatever_the_contexts() -> None:
     assert _standing(proofs, (_chat(1), EMBED, OTHER), "embed") is Standing.UNTRIED, "the pair is proven as it is"
 
 
-def test_a_resident_of_unknown_options_proves_nothing_and_its_failures_are_counted() -> None:
+def test_what_fits_beside_unknown_options_is_proven_while_that_resident_stays_and_in_no_file() -> None:
     proofs, pair = Proofs(), (CHAT, Variant("embed", UNKNOWN_OPTIONS))
-    assert _tried(proofs, pair, "chat", Outcome.FITTED) is Lesson.NOTHING
-    assert not proofs.trials
+    assert _tried(proofs, pair, "chat", Outcome.FITTED) is Lesson.PROVEN
+    assert _standing(proofs, pair, "chat") is Standing.PROVEN
+    assert _standing(proofs, (CHAT, Variant("embed")), "chat") is Standing.UNTRIED
+    assert proofs.to_json()["proven"] == []
+    proofs.forget_unknown("embed")
+    assert _standing(proofs, pair, "chat") is Standing.UNTRIED
+
+
+def test_the_failures_of_unknown_options_are_counted() -> None:
+    proofs, pair = Proofs(), (CHAT, Variant("embed", UNKNOWN_OPTIONS))
     for _ in range(TRIALS_ALLOWED):
         assert _standing(proofs, pair, "chat") is Standing.UNTRIED
         assert _tried(proofs, pair, "chat", Outcome.FAILED) is Lesson.NOTHING

@@ -96,7 +96,7 @@ def cooling(state: State, variant: Variant, now: float) -> commands.Rejection | 
 
 def impossible(state: State, variant: Variant) -> commands.Rejection | None:
     """Return the answer for a ticket whose model cannot be resident beside the pins, or None where it can."""
-    chosen = plans.plan(state, variant) if plans.is_impossible(state, variant) else None
+    chosen = plans.plan(state, variant) if plans.has_pins(state) else None
     if not isinstance(chosen, Impossible):
         return None
     return commands.Rejection("pinned_out", 503, chosen.text)
@@ -104,7 +104,7 @@ def impossible(state: State, variant: Variant) -> commands.Rejection | None:
 
 def refuse_impossible(state: State) -> None:
     """Reject all who wait for what cannot be resident beside the pins."""
-    for variant in state.line.variants():
+    for variant in state.line.variants() if plans.has_pins(state) else ():
         if not granting.is_servable(state, variant) and (rejection := impossible(state, variant)) is not None:
             state.reject_all(variant, rejection)
 

@@ -128,11 +128,12 @@ def foremost(state: State, now: float) -> Ticket | None:
     """Return the same, for those who only look."""
     if state.mode != "auto":
         return None
+    pinned = plans.has_pins(state)
     candidates = [
         (turns.precedence(ticket, now, state.forecast.swap_cost_s(variant)), ticket)
         for variant in state.line.variants()
         if not is_servable(state, variant)
-        and not plans.is_impossible(state, variant)
+        and not (pinned and plans.is_impossible(state, variant))
         and not (state.resisting and resisted_until(state, variant, now) > now)
         for ticket in state.line.oldest_by_class(variant)
     ]

@@ -114,10 +114,14 @@ def is_pinned(state: State, key: str) -> bool:
     return state.traits.get(key, NO_TRAITS).pinned
 
 
+def has_pins(state: State) -> bool:
+    """Say whether a pinned model is resident: only beside one can there be what fits nowhere."""
+    return any(is_pinned(state, key) for key in state.residency.residents)
+
+
 def is_impossible(state: State, target: Variant) -> bool:
-    """Say whether a target can be resident in no way; asked of every variant that waits, so that pins come first."""
-    has_pins = any(is_pinned(state, key) for key in state.residency.residents)
-    return has_pins and isinstance(plan(state, target), Impossible)
+    """Say whether a target can be resident in no way. Ask `has_pins` before."""
+    return isinstance(plan(state, target), Impossible)
 
 
 def note_traits(state: State, key: str, traits: Traits) -> None:

@@ -24,7 +24,8 @@ TURNS_FORESEEN: Final = 24
 """So many turns are played ahead; of who comes later nothing is said."""
 
 NOTED_MOST: Final = 16
-"""While more variants wait, nothing is foretold at an arrival: it would cost each of them too much."""
+NOTED_TICKETS: Final = 64
+"""While more variants or tickets wait, nothing is foretold at an arrival: it would cost each of them too much."""
 
 LONGEST_RETRY_S: Final = 59
 """Client libraries do not obey a Retry-After of 60 s and more."""
@@ -81,7 +82,7 @@ def foretell(state: State, ticket: Ticket, now: float) -> None:
     """Note what is expected of a ticket that has just come and waits for a swap, to be compared with its wait."""
     if ticket.id not in state.line or granting.serves(state, ticket.variant):
         return
-    if len(state.line.variants()) > NOTED_MOST:
+    if len(state.line) > NOTED_TICKETS or len(state.line.variants()) > NOTED_MOST:
         return
     wait_s = expected_wait_s(state, ticket, now)
     if wait_s is not None:

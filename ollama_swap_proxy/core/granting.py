@@ -5,8 +5,8 @@ Owns the grant. Must not evict or load: a ticket that needs that is left in the 
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import commands, plans, turns
-from ollama_swap_proxy.core.policy import STALE_VIEW_PATIENCE_S
+from ollama_swap_proxy.core import commands, plans, slots, turns
+from ollama_swap_proxy.core.policy import SHORT_DRAIN_S, STALE_VIEW_PATIENCE_S
 from ollama_swap_proxy.core.state import Pause, State
 from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
 from ollama_swap_proxy.core.turns import Ending, Served
@@ -80,12 +80,25 @@ def has_free_lease(state: State, variant: Variant) -> bool:
     """Say whether one more request for a servable variant may run beside those that do."""
     if state.residency.holds_unknown_variant(variant.key):
         return not state.leases  # it may reload the model: alone
-    return has_room(state, variant.key)
+    return has_room(state, variant)
 
 
-def has_room(state: State, key: str) -> bool:
+def has_room(state: State, variant: Variant) -> bool:
     """Say whether a model has a lease left, of as many as it gets, and nobody is loading it."""
-    return state.leases.has_room(key, state.slots.most(key))
+    return state.leases.has_room(variant.key, most_leases(state, variant))
+
+
+def most_leases(state: State, variant: Variant) -> int:
+    """Return how many requests for a variant run side by side: as set, or learned.
+
+    Where answers are short, more: as many as have ended within `SHORT_DRAIN_S` even one after another. They hold
+    nobody up, and only streams teach how many Ollama serves at once (embeddings are none).
+    """
+    most = state.slots.most(variant.key)
+    answer_s = state.forecast.answer_s.get(variant)
+    if answer_s is None or state.policy.parallel or most * answer_s >= SHORT_DRAIN_S:
+        return most
+    return min(slots.LIMIT, int(SHORT_DRAIN_S / answer_s)) if answer_s > 0 else slots.LIMIT
 
 
 def _view_serves(state: State, now: float) -> bool:

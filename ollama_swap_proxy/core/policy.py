@@ -29,6 +29,9 @@ UPSTREAM_GRACE_S = 5.0
 SHORTEST_TURN_S = 10.0
 """The floor of the automatic turn limit and of a turn that an overdue ticket may end."""
 
+SHORT_DRAIN_S = 0.25
+"""What has ended within this time, even one after another, may all run at once: it delays no drain that one notices."""
+
 SWAPS_PER_EARLY_END = 3
 """A higher class ends a turn early at most once in as many swap costs: else classes would thrash."""
 

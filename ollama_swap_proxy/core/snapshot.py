@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ollama_swap_proxy.core import bounds, granting, plans, waiting
 from ollama_swap_proxy.core.policy import Mode
 from ollama_swap_proxy.core.state import NEVER, State
-from ollama_swap_proxy.core.tickets import Ticket
+from ollama_swap_proxy.core.tickets import Ticket, Variant
 from ollama_swap_proxy.core.turns import End
 
 
@@ -148,7 +148,7 @@ def take(state: State, now: float) -> Snapshot:
             spilled_bytes=resident.spilled_bytes,
             options=residency.options.get(resident.key),
             leases=state.leases.running(resident.key),
-            leases_most=state.slots.most(resident.key),
+            leases_most=granting.most_leases(state, Variant(resident.key, residency.options.get(resident.key, ""))),
             leaving=resident.key in residency.leaving,
             expires_in_s=resident.expires_in_s,
         )

@@ -146,7 +146,7 @@ class _Play:
         ended_at = max(ends, default=began_at)
         waiting = self.lines.pop(variant, _Waiting([], [])).tickets
         heapify(ends)
-        at, most = began_at, state.slots.most(variant.key)
+        at, most = began_at, granting.most_leases(state, variant)
         for number, ticket in enumerate(waiting):
             while len(ends) >= most:
                 at = max(at, heappop(ends))

@@ -31,7 +31,7 @@ def _took_arrival(state: State, ticket: Ticket, now: float) -> bool:
         return True
     if len(state.line) or not _serves(state, ticket.variant, now) or ticket.id in state.leases:
         return False
-    if not granting.has_room(state, ticket.variant.key):
+    if not granting.has_room(state, ticket.variant):
         return False
     state.gaps.came(ticket.client, ticket.variant, now)
     state.remember_recipe(ticket)
@@ -48,7 +48,7 @@ def _took_release(state: State, event: events.Released, now: float) -> bool:
         if variant is None or not _serves(state, variant, now):
             return False
         intake.released(state, event, now)
-        while granting.has_room(state, variant.key) and (ticket := granting.next_ticket(state, variant, now)):
+        while granting.has_room(state, variant) and (ticket := granting.next_ticket(state, variant, now)):
             granting.give(state, ticket, now)
     elif state.spills_to_undo or state.pins_to_restore:
         return False  # it may be the idle moment for that

@@ -230,3 +230,27 @@ def _swap_in(desk: Desk, key: str) -> None:
     desk.report()
     desk.loaded(key)
     desk.report(key)
+
+
+def test_a_model_whose_answers_are_short_gets_as_many_leases_as_end_within_a_moment():
+    desk = Desk()
+    desk.release(desk.serve("a"))
+    for _ in range(200):  # each takes the 1 ms between two facts
+        desk.report("a")
+        desk.release(desk.arrive("a"))
+    asked = [desk.arrive("a") for _ in range(40)]
+    assert len(set(asked) & set(desk.granted())) == 32
+
+
+def test_a_setting_and_long_answers_keep_the_number_as_it_is():
+    for policy, took_s, most in ((Policy(parallel=3), 0.001, 3), (Policy(), 0.2, 4)):
+        desk = Desk(policy)
+        desk.release(desk.serve("a"))
+        for _ in range(50):
+            desk.report("a")
+            asked = desk.arrive("a")
+            desk.now += took_s
+            desk.release(asked)
+        desk.report("a")
+        asked = [desk.arrive("a") for _ in range(20)]
+        assert len(set(asked) & set(desk.granted())) == most

@@ -1,8 +1,8 @@
 """A future whose waiting task goes on at once, instead of on the event loop's next turn.
 
 Owns the hot path's only way of waiting. A turn of the loop costs a system call and a dozen calls of Python; a warm
-request waits for three things (its connection's next request, its lease, the end of its answer), so it matters. Must
-not be awaited by more than one task.
+request waits for two things (its connection's next request, the end of its answer), so it matters. Must not be
+awaited by more than one task.
 
 It stands on asyncio's protocol for objects that are like futures (``_asyncio_future_blocking``; asyncio/futures.py,
 `isfuture`): a task hands such an object its wakeup, and nothing forbids to call that from a plain callback of the loop.
@@ -22,8 +22,7 @@ T = TypeVar("T")
 class Prompt(Generic[T]):
     """Something that one task waits for. `set_result` says what came, `wake` lets the task go on.
 
-    They are two calls because the task runs inside the second one: make that the last thing you do, or be ready for
-    whatever the task may call. aiohttp's connection makes the first one by itself.
+    `tell` does both. The task runs inside: make that the last thing you do, or be ready for whatever it may call.
     """
 
     __slots__ = ("_asyncio_future_blocking", "_cancelled", "_context", "_is_done", "_loop", "_result", "_wakeup")

@@ -20,7 +20,7 @@ def judge_load(state: State, swap: Swap, now: float) -> Outcome:
     residents = state.residency.residents
     lost = sorted(key for key in swap.staying if key not in residents)
     may_have_expired = any(swap.stay_until.get(key, float("inf")) <= now for key in lost)
-    state.pins_to_restore.update(
+    state.pins_to_restore |= dict.fromkeys(
         variant for variant in swap.beside if variant.key in lost and plans.is_pinned(state, variant.key)
     )
     outcome = judge(members, residents, disturbed=may_have_expired)

@@ -54,7 +54,7 @@ def awaits_operator(state: State, variant: Variant) -> bool:
 
 
 def grant_all(state: State, now: float) -> bool:
-    """Grant every ticket that may go now, oldest first within its variant; say whether any could."""
+    """Grant every ticket that may go now, the fairest first within its variant; say whether any could."""
     waiting = len(state.line)
     for variant in state.line.variants():
         if not serves(state, variant):

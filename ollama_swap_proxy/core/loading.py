@@ -127,7 +127,7 @@ def _finish(state: State, swap: Swap, loaded: Resident, now: float) -> None:
     state.slots.loaded(target.key)
     load_s = round(now - swap.load_sent_at, 3)
     outcome = company.judge_load(state, swap, now) if swap.beside else None
-    state.pins_to_restore.update(swap.returning)
+    state.pins_to_restore |= dict.fromkeys(swap.returning)
     if outcome is Outcome.FAILED and swap.trial and not swap.declared and loaded.spilled_bytes:
         company.part(state, swap, now)
         return

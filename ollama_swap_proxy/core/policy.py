@@ -1,6 +1,6 @@
 """The numbers that the scheduler decides by, and where each comes from.
 
-Owns the values. Must not decide by them: `config` fills them in, the modules beside this one use them.
+Owns the values. Must not decide by them: `settings` fills them in, the modules beside this one use them.
 """
 
 from __future__ import annotations

@@ -147,8 +147,8 @@ class Scheduler:
         state = self._state
         if not state.has_fresh_view(now):
             return False
-        target = min(state.pins_to_restore)
-        state.pins_to_restore.discard(target)
+        target = next(iter(state.pins_to_restore))
+        del state.pins_to_restore[target]
         if state.stopping or target not in state.recipes or granting.is_servable(state, target):
             return False
         if isinstance(plans.plan(state, target), Impossible):

@@ -138,8 +138,8 @@ class State:
     vanishing: set[str] = field(default_factory=set)
     recipes: dict[Variant, tuple[str, LoadRecipe]] = field(default_factory=dict)
     spills_to_undo: set[Variant] = field(default_factory=set)
-    pins_to_restore: set[Variant] = field(default_factory=set)
-    """Pinned models that a trial has cost their place, or that left it for another load order."""
+    pins_to_restore: dict[Variant, None] = field(default_factory=dict)
+    """Pinned models that a trial has cost their place, or that left it for another load order; in that order."""
     traits: dict[str, Traits] = field(default_factory=dict)
     sizes: dict[Variant, int] = field(default_factory=dict)
     """The GPU memory of each variant when it was last seen wholly loaded, in bytes."""

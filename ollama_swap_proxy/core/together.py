@@ -44,8 +44,8 @@ class Member:
     """A model in question, resident or wanted.
 
     ``variant.options`` is `UNKNOWN_OPTIONS` for a resident whose variant we do not know. ``name`` is for texts.
-    ``size_bytes`` is the GPU memory that it needs: its size_vram at the last load of that variant, before the first the
-    catalog's size and a margin, None if neither is known. ``embedder`` is by capability. ``priority``: the lowest
+    ``size_bytes`` is the GPU memory that it needs: its size_vram at the last load of that variant, None before
+    the first. ``embedder`` is by capability. ``priority``: the lowest
     leaves first. ``reload_cost_s`` is what a load of it takes. ``idle_since`` is when its last lease ended, None while
     it has leases; of no meaning for the target of a swap.
     """
@@ -74,7 +74,7 @@ class Member:
 class Facts:
     """What the answer depends on besides the members. Settings: docs/config.md.
 
-    ``vram_budget_bytes`` is the one that is set, or total device memory less a margin; None: not known.
+    ``vram_budget_bytes`` is the one that is set; None: not known.
     """
 
     proofs: Proofs = field(default_factory=Proofs)

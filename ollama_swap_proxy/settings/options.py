@@ -150,9 +150,10 @@ class Settings(BaseModel):
     """Where that doubling ends. 0: never longer than cool_down_s."""
 
     residency: Literal["exclusive", "fit"] = "exclusive"
-    """Which models may be resident together. exclusive: one model that generates at a time, with embedders beside
-    it (see companions) and pinned models. fit: any, once they were tried together and lay wholly in GPU memory.
-    Whatever is together was tried once in each load order and is never tried again where it did not fit."""
+    """Which models may be resident together. exclusive: one model that generates at a time, with embedders beside it
+    (see companions) and pinned models. fit: any, once they were tried together and lay wholly in GPU memory.
+    Whatever is together was tried first: a set is tried three times at most, and not again in a load order in which
+    it did not fit."""
 
     companions: Literal["embedders", "none"] = "embedders"
     """Who may stay beside the model that generates, with residency = "exclusive". embedders: models that can only

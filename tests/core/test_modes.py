@@ -298,7 +298,10 @@ def test_in_manual_mode_nothing_is_loaded_anew_either(what: str):
     desk = warm()
     desk.tell(ModeSet("manual"))
     target = Variant("a" if what == "spills_to_undo" else "pin")
-    getattr(desk.state, what).add(target)
+    if what == "spills_to_undo":
+        desk.state.spills_to_undo.add(target)
+    else:
+        desk.state.pins_to_restore[target] = None
     desk.state.recipes[target] = (target.key, RECIPE)
     desk.later(10.0)
     desk.report("a")

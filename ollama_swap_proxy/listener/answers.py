@@ -145,7 +145,7 @@ def unreadable(status: int, error: BaseException | None = None) -> Refusal:
     if status in _TEXTS:
         reason, body = _TEXTS[status]
         return Refusal(status, reason, text=body)
-    text = str(error)
+    text = str(error).partition("\n\n")[0]  # behind that the parser quotes what it was given
     for contained, its_status, reason, body in _REASONS:
         if contained in text:
             return Refusal(its_status, reason, text=body)

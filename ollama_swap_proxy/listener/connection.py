@@ -115,8 +115,8 @@ class ClientConnection(asyncio.Protocol):
         incoming = self._incoming
         try:
             while True:
-                if incoming.queue or self._writing_paused:
-                    await self._give_way()
+                if (incoming.queue or self._writing_paused) and not await self._give_way():
+                    break
                 if incoming.queue:
                     coming = incoming.take()
                 else:
@@ -146,12 +146,16 @@ class ClientConnection(asyncio.Protocol):
         finally:
             self.close()
 
-    async def _give_way(self) -> None:
-        """Let the loop turn between pipelined requests, and wait for a client that does not read its answers."""
+    async def _give_way(self) -> bool:
+        """Let the loop turn between pipelined requests, and wait for a client that does not read its answers.
+
+        Return whether another request is there or may come: the client may have finished meanwhile.
+        """
         await asyncio.sleep(0)
         if self._writing_paused:
             self._drained = self._loop.create_future()
             await self._drained
+        return self.may_stay()
 
     async def _hear_out(self, answer: Answer, content: StreamReader) -> bool:
         """Let a client read its answer although it still sends; say whether the body has ended meanwhile."""
@@ -205,6 +209,10 @@ class ClientConnection(asyncio.Protocol):
     def is_idle(self) -> bool:
         """Say whether nothing of a request has come and nothing is owed."""
         return self._next is not None and not self._incoming.partial_bytes
+
+    def is_without_request(self) -> bool:
+        """Say whether nothing is owed, though part of a head may have come."""
+        return self._next is not None
 
     def close(self) -> None:
         """Close the connection behind what has been written."""
@@ -265,13 +273,15 @@ class ClientConnection(asyncio.Protocol):
     def eof_received(self) -> bool:
         """Keep a half-closed client's connection for its answers; close one that is owed nothing.
 
+        A FIN within the body of the request being served ends that one; within a later one's, only the later one.
         Go's server sends the whole answer to a half-closed client, too, and tells the handler that the client left.
         """
         self.saw_eof = True
         if self._left is not None and not self._left.done():
             self._left.set_result(None)
+        is_whole = self._incoming.finish()
         owed = bool(self._incoming.queue) or (self._incoming.count > 0 and self._next is None)
-        if self.waits or self._left is not None or not owed or self._incoming.is_in_body:
+        if self.waits or self._left is not None or not (owed and is_whole):
             return False
         if self._flow is not None:
             self._flow.client_finished()

@@ -76,11 +76,6 @@ class Incoming:
         self.count = 0
         self.partial_bytes = 0
 
-    @property
-    def is_in_body(self) -> bool:
-        """Say whether a body has begun and not ended."""
-        return self._body is not None
-
     def feed(self, data: bytes) -> None:
         """Queue the requests whose heads are in ``data`` or in what the parser has kept."""
         if self._parser is None:
@@ -159,6 +154,16 @@ class Incoming:
         """Drop from now on whatever comes."""
         self._parser = None
         self.is_open = False
+
+    def finish(self) -> bool:
+        """Note the client's FIN: a queued request whose body it cut is dropped. Return False if it cut one taken."""
+        if self._body is None:
+            return True
+        if not self.queue:
+            return False
+        self.queue.pop()  # nothing is queued behind a body that still comes
+        self._body = None
+        return True
 
     def _give_up(self, status: int, error: BaseException | None = None) -> None:
         """End behind something that cannot be read: a body's reader hears of it, else it is refused in its turn."""

@@ -22,6 +22,10 @@ BACKLOG: Final = 1024
 FORCED_END_S: Final = 2.0
 """How long aborted requests may take to end (they only have to notice that they are cancelled)."""
 
+HEAD_GRACE_S: Final = 0.5
+"""How long a stop waits for the rest of a request's head: nothing has been asked yet, and it may never come. (Go's
+Shutdown bears a new connection without a whole head for 5 s.)"""
+
 LOOK_AGAIN_S: Final = 0.02
 """How often a stop looks for connections that have become idle."""
 
@@ -51,7 +55,8 @@ class ProxyServer:
         """Stop: no new connections, running requests may end within ``grace_s``, then they are cut.
 
         ``on_drain`` is called once no new connection can come: the place to answer queued requests. Idle connections
-        close at once, others behind their answer (which says ``Connection: close``). Return how many had to be cut.
+        close at once, those with part of a head after ``HEAD_GRACE_S``, others behind their answer (which says
+        ``Connection: close``). Return how many had to be cut.
         """
         self.draining = True
         for server in self._sockets:
@@ -65,12 +70,13 @@ class ProxyServer:
         return self._cut
 
     async def _wait_until_none(self, limit_s: float) -> bool:
-        deadline = self._loop.time() + limit_s
+        begun = self._loop.time()
         while self.connections:
+            elapsed_s = self._loop.time() - begun
             for connection in self.connections:
-                if connection.is_idle():
+                if connection.is_idle() or (elapsed_s >= HEAD_GRACE_S and connection.is_without_request()):
                     connection.close()
-            if self._loop.time() >= deadline:
+            if elapsed_s >= limit_s:
                 return False
             await asyncio.sleep(LOOK_AGAIN_S)
         return True

@@ -187,3 +187,90 @@ async def test_pipelined_bodies_are_served_whole_and_in_order(size: int) -> None
         answers = await client.rest()
         assert got == sizes
         assert answers.count(b"HTTP/1.1 200 OK\r\n") == len(sizes)
+
+
+@pytest.mark.parametrize("whole", [1, 3])
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"Content-Length: 5\r\n\r\nhel",
+        b"Content-Length: 5\r\n\r\n",
+        b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n",
+        b"Content-Le",
+    ],
+)
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_fin_within_a_later_request_leaves_the_earlier_ones_their_answers(
+    whole: int, part: bytes, at_once: bool
+) -> None:
+    go_on, served = asyncio.Event(), 0
+
+    async def waiting(rig: Rig, request: ClientRequest, record: Any) -> OwnAnswer:
+        nonlocal served
+        served += 1
+        await go_on.wait()
+        return OwnAnswer(200, [], b"done")
+
+    async with relaying(silent, waiting) as rig:
+        client = await rig.client()
+        client.send(GET * whole)
+        if not at_once:
+            await eventually(lambda: served == 1)
+        client.send(b"POST / HTTP/1.1\r\nHost: me\r\n" + part)
+        client.finish()
+        await eventually(lambda: [c.saw_eof for c in rig.server.connections] == [True])
+        await asyncio.sleep(0.01)
+        go_on.set()
+        answers = await client.rest()
+        assert (answers.count(b"HTTP/1.1 200 OK\r\n"), answers.count(b"HTTP/1.1")) == (whole, whole)
+        assert answers.endswith(b"\r\n\r\ndone")
+        assert served == whole
+        await eventually(lambda: not rig.server.connections)
+
+
+async def test_a_fin_within_a_later_body_does_not_cut_an_answer_that_is_relayed() -> None:
+    go_on = asyncio.Event()
+
+    async def in_two(side: Side) -> None:
+        await side.head()
+        await side.send_all(OK[:-1])
+        await go_on.wait()
+        await side.send_all(OK[-1:])
+
+    async with relaying(in_two) as rig:
+        client = await rig.client()
+        client.send(GET + b"POST / HTTP/1.1\r\nHost: me\r\nContent-Length: 5\r\n\r\nhel")
+        assert await client.exactly(len(OK) - 1) == OK[:-1]
+        client.finish()
+        await eventually(lambda: [c.saw_eof for c in rig.server.connections] == [True])
+        go_on.set()
+        assert await client.rest() == OK[-1:]
+        assert len(rig.records) == 1
+
+
+async def test_a_fin_within_the_body_of_the_request_that_is_served_ends_it() -> None:
+    async with relaying(silent, gated) as rig:
+        client = await rig.client()
+        client.send(b"POST / HTTP/1.1\r\nHost: me\r\nContent-Length: 5\r\n\r\nhel")
+        await eventually(lambda: bool(rig.records))
+        client.finish()
+        assert await client.rest() == b""
+        await eventually(lambda: [type(error) for error in rig.errors] == [asyncio.CancelledError])
+
+
+@pytest.mark.parametrize("part", [b"", b"POST / HTTP/1.1\r\nHost: me\r\nContent-Length: 5\r\n\r\nhel"])
+async def test_a_fin_while_an_answer_is_still_unread_ends_the_connection_behind_it(part: bytes) -> None:
+    async def large(rig: Rig, request: ClientRequest, record: Any) -> OwnAnswer:
+        return OwnAnswer(200, [], BODY * 8)
+
+    async with relaying(silent, large) as rig:
+        client = await rig.client(receive_buffer=4096)
+        client.writer.transport.pause_reading()
+        client.send(GET)
+        await eventually(lambda: [c._drained is not None for c in rig.server.connections] == [True])
+        client.send(part)
+        client.finish()
+        await eventually(lambda: [c.saw_eof for c in rig.server.connections] == [True])
+        client.writer.transport.resume_reading()
+        assert (await client.rest()).endswith(BODY)
+        await eventually(lambda: not rig.server.connections)

@@ -50,6 +50,7 @@ async def error_answer(rig, request: ClientRequest, record) -> OwnAnswer:
         (b"GET / HTTP/1.1\r\n\r\n", refusal(b"400 Bad Request: missing required Host header")),
         (b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", refusal(b"400 Bad Request")),
         (b"GET /\r\n\r\n", refusal(b"400 Bad Request")),
+        (b"POST / HTTP/1.1\r\nHost: me\r\nTransfer-Encoding:\x0bchunked\r\n\r\n", refusal(b"400 Bad Request")),
         (b"GET / HTTP/2.0\r\nHost: me\r\n\r\n", UNSUPPORTED),
         (b"GET / HTTP/3.0\r\nHost: me\r\n\r\n", UNSUPPORTED),
         (
@@ -278,6 +279,37 @@ async def test_stop_ends_idle_connections_at_once_and_lets_streams_end():
         go_on.set()
         assert await streams.rest() == b"0\r\n\r\n"
         assert await asyncio.wait_for(stopping, 1.0) == 0
+
+
+async def test_half_a_head_holds_a_stop_up_for_a_short_grace_only(monkeypatch):
+    monkeypatch.setattr("ollama_swap_proxy.listener.server.HEAD_GRACE_S", 0.02)
+    go_on = asyncio.Event()
+    async with relaying(streaming(go_on)) as rig:
+        partial, streams = await rig.client(), await rig.client()
+        partial.send(b"GET / HT")
+        streams.send(GET)
+        await streams.until(b"1\r\na\r\n")
+        streams.send(b"GET / HT")
+        await eventually(lambda: [c._incoming.partial_bytes for c in rig.server.connections] == [8, 8])
+        stopping = asyncio.create_task(rig.server.stop(30.0))
+        assert await partial.ended() < 1.0
+        await asyncio.sleep(0.05)
+        assert not stopping.done()
+        go_on.set()
+        assert await streams.rest() == b"0\r\n\r\n"
+        assert await asyncio.wait_for(stopping, 1.0) == 0
+
+
+async def test_a_head_that_is_completed_within_its_grace_is_served():
+    async with relaying(answer_all) as rig:
+        client = await rig.client()
+        client.send(GET[:8])
+        await eventually(lambda: [c._incoming.partial_bytes for c in rig.server.connections] == [8])
+        stopping = asyncio.create_task(rig.server.stop(30.0))
+        await asyncio.sleep(0.05)
+        client.send(GET[8:])
+        assert await client.rest() == OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+        assert await stopping == 0
 
 
 async def test_stop_lets_uploads_end():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 """Names the TOML file, where no ``--config`` does."""
 
 _STATE_FOLDER, _STATE_FILE = "ollama-swap-proxy", "state.json"
+_STATE_PLACES = ("STATE_DIRECTORY", "XDG_STATE_HOME", "HOME")
 
 _KUBERNETES = re.compile(
     r"(?:\w+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT_\d+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)"
@@ -79,18 +80,23 @@ def load(overrides: Mapping[str, object], environ: Mapping[str, str] | None = No
     named = environ.get(CONFIG_VARIABLE)
     path = path or (Path(named) if named else None)
     messages: list[str] = []
+    file = f"file {_spelled(path)}" if path else ""
     in_file = _read_file(path, messages) if path else {}
     in_environment = _read_environment(environ, messages)
     on_command_line = {key: value for key, value in overrides.items() if value is not None}
     origins = dict.fromkeys(Settings.model_fields, "default")
-    origins |= dict.fromkeys(in_file, f"file {path}")
-    origins |= dict.fromkeys(_table_names(in_file), f"file {path}")
+    origins |= dict.fromkeys(in_file, file)
+    origins |= dict.fromkeys(_table_names(in_file), file)
     origins |= {key: f"environment {env_name(key)}" for key in in_environment}
     origins |= dict.fromkeys(on_command_line, "command line")
+    for values in (in_environment, on_command_line):
+        messages += _drop_what_is_not_utf8(values, origins)
     try:
         settings = Settings.model_validate({**in_file, **in_environment, **on_command_line})
         if settings.state_file == AUTO_STATE_FILE:
-            settings = settings.model_copy(update={"state_file": _state_file(environ)})
+            found = {"state_file": _state_file(environ)}
+            messages += _drop_what_is_not_utf8(found, {"state_file": f"auto, from {', '.join(_STATE_PLACES)}"})
+            settings = settings.model_copy(update=found)
     except ValidationError as error:
         messages += [describe(detail, origins) for detail in error.errors(include_url=False)]
         raise ConfigError(messages) from None
@@ -100,12 +106,31 @@ def load(overrides: Mapping[str, object], environ: Mapping[str, str] | None = No
     return Loaded(settings, origins)
 
 
+def _drop_what_is_not_utf8(values: MutableMapping[str, Any], origins: Mapping[str, str]) -> list[str]:
+    """Drop texts with bytes that are no characters: those can neither be printed nor sent. Say which, and no more,
+    for an upstream may have a password in it.
+    """
+    messages = []
+    for key, value in list(values.items()):
+        try:
+            str(value).encode()
+        except UnicodeEncodeError as error:
+            messages.append(f"{key} ({origins[key]}): must be UTF-8, and no. {error.start + 1} is no character of it")
+            del values[key]
+    return messages
+
+
+def _spelled(path: Path) -> str:
+    """Write a path where only one line of printable text can stand."""
+    return str(path) if str(path).isprintable() else ascii(str(path))
+
+
 def _state_file(environ: Mapping[str, str]) -> str:
     """Return where the state file belongs in this environment, or that there is no place for it.
 
     A user without a home of its own (a container's, a service's) often has ``/`` or a folder that does not exist.
     """
-    given, state_home, home = (environ.get(name, "") for name in ("STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"))
+    given, state_home, home = (environ.get(name, "") for name in _STATE_PLACES)
     if given:
         return str(Path(given.partition(":")[0]) / _STATE_FILE)  # systemd separates several by colons
     if Path(state_home).is_absolute():  # others are to be ignored (XDG Base Directory Specification)
@@ -119,13 +144,19 @@ def _read_file(path: Path, messages: list[str]) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        messages.append(f"{path}: cannot be read: {error.strerror}")
+        messages.append(f"{_spelled(path)}: cannot be read: {error.strerror}")
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        messages.append(f"{path}: is not valid TOML: {error}")
+        messages.append(f"{_spelled(path)}: is not valid TOML: {error}")
+        return {}
+    except RecursionError:
+        messages.append(f"{_spelled(path)}: cannot be read: lists or tables lie too deep in each other")
+        return {}
+    except ValueError:  # the reader does not say where
+        messages.append(f"{_spelled(path)}: cannot be read: a number has too many digits")
         return {}
     unknown = sorted(values.keys() - Settings.model_fields.keys())
-    messages += [unknown_key(key, values[key], f"file {path}") for key in unknown]
+    messages += [unknown_key(key, values[key], f"file {_spelled(path)}") for key in unknown]
     return {key: value for key, value in values.items() if key in Settings.model_fields}
 
 

@@ -96,6 +96,13 @@ def test_forwarded_addresses_and_users_count_for_nothing_unless_the_peer_is_trus
     assert _ask(asked, said[0], peer=PROXY).client == "198.51.100.1"
 
 
+@pytest.mark.parametrize("written", ["::ffff:10.0.0.1", "::ffff:10.0.0.0/104", PROXY])
+@pytest.mark.parametrize("peer", [PROXY, f"::ffff:{PROXY}"])
+def test_ipv4_written_as_ipv6_is_the_same_in_the_settings_and_on_the_wire(written: str, peer: str) -> None:
+    assert _ask(_with(trusted_proxies=[written]), ("X-Forwarded-For", PEER), peer=peer).client == PEER
+    assert _ask(_with(rules=[{"class": "batch", "client": written}]), peer=peer).klass.name == "batch"
+
+
 @pytest.mark.parametrize(
     ("forwarded", "client"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import socket
 from pathlib import Path
 
@@ -255,6 +256,75 @@ def test_both_listeners_on_one_port_stop_the_start() -> None:
     assert message.startswith("admin (command line")
     assert "is taken by listen" in message
     load_settings({"listen": "127.0.0.1:0", "admin": "127.0.0.1:0"}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("max_wait_s = 3600", "3600 must be below give_up_after_s (3600)"),
+        ("max_wait_s = 7200.5", "7200.5 must be below give_up_after_s (3600)"),
+        ("max_wait_s = 90\ngive_up_after_s = 80", "90 must be below give_up_after_s (80)"),
+    ],
+)
+def test_a_maximum_wait_that_would_come_after_giving_up_stops_the_start(tmp_path: Path, text: str, reason: str) -> None:
+    (told,) = _messages(path=_file(tmp_path, text))
+    assert told.startswith("max_wait_s (file ")
+    assert told.endswith(f"): {reason}, where requests are turned away")
+
+
+def test_who_only_shortens_giving_up_need_not_repeat_the_default_maximum_wait() -> None:
+    assert load_settings({}, {"OLLAMA_SWAP_PROXY_GIVE_UP_AFTER_S": "60"}).give_up_after_s == 60
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a = " + "[" * 5000, "cannot be read: lists or tables lie too deep in each other"),
+        ("models = " + "{a=" * 3000, "cannot be read: lists or tables lie too deep in each other"),
+        ("parallel = " + "9" * 5000, "cannot be read: a number has too many digits"),
+        ("parallel = 0x" + "f" * 5000, "got something (type int) too large to be written here"),
+        ("body_limit_bytes = 0x" + "f" * 5000, "got something (type int) too large to be written here"),
+        ("parallel" + ".a" * 5000 + " = 1", "got something (type dict) too large to be written here"),
+        ("listen" + ".a" * 5000 + " = 1", "got something (type dict) too large to be written here"),
+    ],
+    ids=range(7),
+)
+def test_a_file_beyond_all_bounds_stops_the_start_with_the_reason(tmp_path: Path, text: str, reason: str) -> None:
+    (told,) = _messages(path=_file(tmp_path, text))
+    assert told.endswith(reason)
+
+
+def test_a_long_bad_value_is_cut_short() -> None:
+    (told,) = _messages({"mode": "x" * 5000})
+    assert told.endswith("x...")
+    assert len(told) < 500
+
+
+@pytest.mark.parametrize("key", [key for key in Settings.model_fields if key not in {"classes", "rules", "models"}])
+def test_a_value_that_is_no_utf8_is_told_as_such(key: str) -> None:
+    name, value = f"OLLAMA_SWAP_PROXY_{key.upper()}", os.fsdecode(b"/a\xff")
+    reason = "must be UTF-8, and no. 3 is no character of it"
+    assert _messages(environ={name: value}) == [f"{key} (environment {name}): {reason}"]
+    assert _messages({key: value}) == [f"{key} (command line): {reason}"]
+
+
+@pytest.mark.parametrize("name", ["STATE_DIRECTORY", "XDG_STATE_HOME", "HOME"])
+def test_a_place_for_the_state_file_that_is_no_utf8_is_told_as_such(tmp_path: Path, name: str) -> None:
+    place = tmp_path / os.fsdecode(b"\xff")
+    place.mkdir()
+    (told,) = _messages(environ={name: str(place)})
+    assert told.startswith("state_file (auto, from STATE_DIRECTORY, XDG_STATE_HOME, HOME): must be UTF-8")
+
+
+def test_a_file_may_have_any_name_and_what_is_said_of_it_stays_one_printable_line(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"a\nb\xff.toml")
+    path.write_text("parallel = 3\n", encoding="utf-8")
+    loaded = load({}, {"OLLAMA_SWAP_PROXY_CONFIG": str(path)})
+    assert loaded.settings.parallel == 3
+    assert loaded.origins["parallel"].isprintable()
+    path.write_text("=", encoding="utf-8")
+    (told,) = _messages(path=path)
+    assert told.isprintable()
 
 
 def test_a_longest_cool_down_below_the_first_is_the_first() -> None:

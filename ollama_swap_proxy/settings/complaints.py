@@ -14,7 +14,8 @@ from pydantic_core import ErrorDetails
 from ollama_swap_proxy.addresses import is_own_listener, overlap
 from ollama_swap_proxy.settings.options import Settings, env_name
 from ollama_swap_proxy.settings.tables import TABLES
-from ollama_swap_proxy.settings.toml import key_text
+from ollama_swap_proxy.settings.toml import key_text, value_text
+from ollama_swap_proxy.settings.values import shown
 
 _Place = tuple[int | str, ...]
 
@@ -45,7 +46,7 @@ def describe(detail: ErrorDetails, origins: Mapping[str, str]) -> str:
     elif detail["type"] in {"model_type", "dict_type", "tuple_type"}:
         reason = f"must be {_shape(place)}"
     else:
-        reason = f"{detail['msg']}; got {detail['input']!r}"
+        reason = f"{detail['msg']}; got {shown(detail['input'])}"
     return f"{_label(place, origins)}: {reason[:1].lower()}{reason[1:]}"
 
 
@@ -60,10 +61,9 @@ def conflicts(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:
         if name not in settings.classes:
             near = _nearest(name, settings.classes)
             yield f"{_label(place, origins)}: there is no class {name!r}; nearest valid name: {near}"
-    for name, table in settings.classes.items():
-        if f"classes.{name}" in origins and table.max_wait_s >= settings.give_up_after_s:
-            place = ("classes", name, "max_wait_s")
-            reason = f"{table.max_wait_s:g} must be below give_up_after_s ({settings.give_up_after_s:g})"
+    for place, max_wait_s in _max_waits_given(settings, origins):
+        if max_wait_s >= settings.give_up_after_s:
+            reason = f"{value_text(max_wait_s)} must be below give_up_after_s ({value_text(settings.give_up_after_s)})"
             yield f"{_label(place, origins)}: {reason}, where requests are turned away"
 
 
@@ -74,6 +74,15 @@ def _classes_named(settings: Settings) -> Iterator[tuple[_Place, str]]:
     for model, table in settings.models.items():
         if table.klass is not None:
             yield ("models", model, "class"), table.klass
+
+
+def _max_waits_given(settings: Settings, origins: Mapping[str, str]) -> Iterator[tuple[_Place, float]]:
+    """Yield those that somebody wrote: who only shortens give_up_after_s need not repeat all others."""
+    if origins["max_wait_s"] != "default":
+        yield ("max_wait_s",), settings.max_wait_s
+    for name, table in settings.classes.items():
+        if f"classes.{name}" in origins:
+            yield ("classes", name, "max_wait_s"), table.max_wait_s
 
 
 def _unknown(place: _Place) -> str:

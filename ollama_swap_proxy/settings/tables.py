@@ -17,6 +17,7 @@ from ollama_swap_proxy.settings.values import (
     ConditionName,
     Globs,
     Groups,
+    HeaderGlobs,
     KeyHashes,
     ModelGlobs,
     PathGlobs,
@@ -66,7 +67,7 @@ class RuleTable(_Table):
     """The SHA-256 of the API key, in hex digits (printf %s KEY | sha256sum): of the bearer token in Authorization, else
     of all of Authorization, else of X-Api-Key."""
 
-    header: dict[ConditionName, Globs] | None = None
+    header: dict[ConditionName, HeaderGlobs] | None = None
     """Globs on headers, as in {X-Job = "*"}; all that are given must match. The header named by user_header counts only
     when a trusted proxy sent it; any other can be sent by everybody."""
 

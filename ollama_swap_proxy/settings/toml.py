@@ -31,8 +31,10 @@ def value_text(value: object) -> str:
         return "[" + ", ".join(map(value_text, value)) + "]"
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, int | float):
-        return f"{value:g}" if isinstance(value, float) else str(int(value))
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
+    if isinstance(value, int):
+        return str(int(value))
     return _quoted(str(value))
 
 

@@ -36,6 +36,21 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _CREDENTIALS = {"authorization", "x-api-key", "proxy-authorization", "cookie"}
 
 
+_IPV4_IN_IPV6 = ipaddress.IPv6Network("::ffff:0:0/96")
+
+_SHOWN = 200
+"""Characters of a bad value that are repeated."""
+
+
+def shown(value: object) -> str:
+    """Write a bad value for whoever reads the complaint, cut where it is long."""
+    try:
+        written = repr(value)
+    except (RecursionError, ValueError):  # tables in tables in tables; more digits than Python writes
+        return f"something (type {type(value).__name__}) too large to be written here"
+    return written if len(written) <= _SHOWN else f"{written[:_SHOWN]}..."
+
+
 def _no_bool(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("must be a number, not true or false")  # noqa: TRY004  # pydantic reports ValueError only
@@ -49,7 +64,7 @@ def text(value: object) -> str:
         ValueError: it is something else.
     """
     if not isinstance(value, str):
-        raise ValueError(f"must be a text; got {value!r}")  # noqa: TRY004  # pydantic reports ValueError only
+        raise ValueError(f"must be a text; got {shown(value)}")  # noqa: TRY004  # pydantic reports ValueError only
     return value
 
 
@@ -65,7 +80,7 @@ def _read_hosts(value: object) -> tuple[str, ...]:
     hosts = tuple(item.strip().lower().rstrip(".") for item in _items(value, "host names"))
     for host in hosts:
         if "/" in host or " " in host:
-            raise ValueError(f"must be host names without scheme, port or path; got {host!r}")
+            raise ValueError(f"must be host names without scheme, port or path; got {shown(host)}")
     return tuple(host for host in hosts if host)
 
 
@@ -79,22 +94,42 @@ def _read_own_networks(value: object) -> tuple[Network, ...]:
 
 def _network(item: str) -> Network:
     try:
-        return ipaddress.ip_network(item)
+        return _ipv4_if_it_is(ipaddress.ip_network(item))
     except ValueError as error:
         hint = ""
         if "host bits" in str(error):
-            hint = f"; the network is {ipaddress.ip_network(item, strict=False)}"
+            address, _, bits = item.partition("/")
+            if ipaddress.ip_address(address) in _IPV4_IN_IPV6 and int(bits) < _IPV4_IN_IPV6.prefixlen:
+                hint = f"; an IPv4 address written as IPv6 has 96 bits more: /96 to /128, not /{bits}"
+            else:
+                hint = f"; the network is {_ipv4_if_it_is(ipaddress.ip_network(item, strict=False))}"
         raise ValueError(
-            f"must be addresses or networks, as in 192.168.1.7 or 10.0.0.0/8; got {item!r}{hint}"
+            f"must be addresses or networks, as in 192.168.1.7 or 10.0.0.0/8; got {shown(item)}{hint}"
         ) from None
+
+
+def _ipv4_if_it_is(network: Network) -> Network:
+    """Return what ``::ffff:10.0.0.0/104`` and the like stand for; clients are known by their IPv4 addresses."""
+    if isinstance(network, ipaddress.IPv4Network) or not network.subnet_of(_IPV4_IN_IPV6):
+        return network
+    ipv4 = ipaddress.IPv4Address(int(network.network_address) & 0xFFFF_FFFF)
+    return ipaddress.IPv4Network((ipv4, network.prefixlen - _IPV4_IN_IPV6.prefixlen))
 
 
 def _read_globs(value: object) -> tuple[str, ...]:
     globs = _some(value)
     for glob in globs:
         if "[" in re.sub(r"\[!?\]?[^\]]*\]", "", glob):
-            raise ValueError(f"has a [ without its ]; got {glob!r}")
+            raise ValueError(f"has a [ without its ]; got {shown(glob)}")
     return globs
+
+
+def _read_header_globs(value: object) -> tuple[str, ...]:
+    """Read globs on a header, which may hold a secret."""
+    try:
+        return _read_globs(value)
+    except ValueError as error:
+        raise ValueError(str(error).partition("; got ")[0]) from None
 
 
 def _read_model_globs(value: object) -> tuple[str, ...]:
@@ -106,13 +141,18 @@ def _read_path_globs(value: object) -> tuple[str, ...]:
     paths = [endpoint.path for endpoint in endpoints.GATED]
     for glob in globs:
         if not any(fnmatch.fnmatchcase(path, glob.lower()) for path in paths):
-            raise ValueError(f"only the gated routes wait, and {glob!r} is none of them; they are {', '.join(paths)}")
+            raise ValueError(
+                f"only the gated routes wait, and {shown(glob)} is none of them; they are {', '.join(paths)}"
+            )
     return globs
 
 
 def _read_key_hashes(value: object) -> tuple[str, ...]:
-    hashes = tuple(item.lower() for item in _some(value))
-    if not all(_SHA256.fullmatch(item) for item in hashes):
+    try:
+        hashes = tuple(item.lower() for item in _some(value))
+    except ValueError:  # it repeats what may be the key
+        hashes = ()
+    if not hashes or not all(_SHA256.fullmatch(item) for item in hashes):
         raise ValueError("must be the 64 hex digits of the key's SHA-256, not the key (printf %s KEY | sha256sum)")
     return hashes
 
@@ -122,13 +162,13 @@ def _read_state_file(value: object) -> str:
     if path in {"", NO_STATE_FILE}:
         return NO_STATE_FILE
     if path != AUTO_STATE_FILE and (not Path(path).is_absolute() or path.endswith("/") or not path.isprintable()):
-        raise ValueError(f"must be the absolute path of a file, auto or none; got {path!r}")
+        raise ValueError(f"must be the absolute path of a file, auto or none; got {shown(path)}")
     return path
 
 
 def _read_header_name(value: object) -> str:
     if value != "" and not _HEADER_NAME.fullmatch(text(value)):
-        raise ValueError(f"must be the name of a header; got {value!r}")
+        raise ValueError(f"must be the name of a header; got {shown(value)}")
     return str(value)
 
 
@@ -143,7 +183,9 @@ def _read_condition_name(value: object) -> str:
 
 def _read_class_name(value: object) -> str:
     if not _CLASS_NAME.fullmatch(text(value)):
-        raise ValueError(f"a class's name has up to 32 lower-case letters, digits, - and _, and no dot; got {value!r}")
+        raise ValueError(
+            f"a class's name has up to 32 lower-case letters, digits, - and _, and no dot; got {shown(value)}"
+        )
     return str(value)
 
 
@@ -157,7 +199,7 @@ def model_name(value: object) -> str:
     if isinstance(parsed, names.ModelName):
         return parsed.canonical
     reason = parsed.reason if isinstance(parsed, names.InvalidName) else "it runs at ollama.com and never waits"
-    raise ValueError(f"must be the name of a model; got {value!r}: {reason}")
+    raise ValueError(f"must be the name of a model; got {shown(value)}: {reason}")
 
 
 def _items(value: object, what: str) -> Iterable[str]:
@@ -171,7 +213,7 @@ def _some(value: object) -> tuple[str, ...]:
     """Read one text or a list of them; nothing at all would be a condition that never holds."""
     items = (value,) if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
-        raise ValueError(f"must be a text or a list of texts; got {value!r}")  # noqa: TRY004
+        raise ValueError(f"must be a text or a list of texts; got {shown(value)}")  # noqa: TRY004
     found = tuple(str(item) if isinstance(item, Network) else text(item) for item in items)
     if not found or not all(found):
         raise ValueError("must not be empty")
@@ -193,7 +235,7 @@ Rank = Annotated[int, _NoBool, Field(ge=0, le=1000)]
 Seconds = Annotated[float, _NoBool, Field(gt=0, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, _NoBool, Field(ge=0, allow_inf_nan=False)]
 Interval = Annotated[float, _NoBool, Field(ge=0.1, allow_inf_nan=False)]
-Bytes = Annotated[ByteSize, _NoBool, Field(ge=0)]
+Bytes = Annotated[ByteSize, _NoBool, Field(ge=0, le=2**63 - 1)]  # as large as TOML's own numbers
 StateFilePath = Annotated[str, BeforeValidator(_read_state_file)]
 HeaderName = Annotated[str, BeforeValidator(_read_header_name)]
 ClassName = Annotated[str, BeforeValidator(_read_class_name)]
@@ -202,6 +244,7 @@ Groups = Annotated[tuple[str, ...], BeforeValidator(_read_groups)]
 
 # Conditions of a rule: one value or several, of which any will do.
 Globs = Annotated[tuple[str, ...], BeforeValidator(_read_globs)]
+HeaderGlobs = Annotated[tuple[str, ...], BeforeValidator(_read_header_globs)]
 ModelGlobs = Annotated[tuple[str, ...], BeforeValidator(_read_model_globs)]
 PathGlobs = Annotated[tuple[str, ...], BeforeValidator(_read_path_globs)]
 KeyHashes = Annotated[tuple[str, ...], BeforeValidator(_read_key_hashes)]

@@ -175,6 +175,58 @@ def test_a_key_in_place_of_its_hash_is_not_repeated(tmp_path: Path, bad: str) ->
     assert bad not in told
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'key_sha256 = {a = "sk-secret"}',
+        "key_sha256 = 12345678",
+        'key_sha256 = ["x", 8765432112345678]',
+        'header = {X-Token = {a = "sk-secret"}}',
+        "header = {X-Token = [12345678]}",
+        'header = {X-Token = "sk-secret["}',
+        'header = {Cookie = {a = "sk-secret"}}',
+    ],
+)
+def test_what_may_be_a_secret_is_not_repeated_whatever_its_type(tmp_path: Path, text: str) -> None:
+    told = "\n".join(_messages(tmp_path, RULE + text))
+    assert "(FILE): " in told
+    assert "sk-secret" not in told
+    assert "12345678" not in told
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("::ffff:10.0.0.7", "10.0.0.7/32"),
+        ("::FFFF:a00:7", "10.0.0.7/32"),
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("::ffff:0:0/96", "0.0.0.0/0"),
+        ("::/0", "::/0"),
+        ("::10.0.0.7", "::a00:7/128"),
+        ("2001:db8::/104", "2001:db8::/104"),
+    ],
+)
+def test_ipv4_written_as_ipv6_is_ipv4(tmp_path: Path, written: str, meant: str) -> None:
+    settings = _settings(tmp_path, f'trusted_proxies = ["{written}"]\n{RULE}client = "{written}"\n')
+    expected = (ipaddress.ip_network(meant),)
+    assert settings.trusted_proxies == settings.rules[0].client == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "hint"),
+    [
+        ("::ffff:10.0.0.7/104", "; the network is 10.0.0.0/8"),
+        ("::ffff:10.0.0.0/8", "; an IPv4 address written as IPv6 has 96 bits more: /96 to /128, not /8"),
+        ("::ffff:10.0.0.0/95", "; an IPv4 address written as IPv6 has 96 bits more: /96 to /128, not /95"),
+        ("10.0.0.7/255.0.0.0", "; the network is 10.0.0.0/8"),
+        ("::ffff:10.0.0.0/129", "got '::ffff:10.0.0.0/129'"),
+    ],
+)
+def test_a_network_that_cannot_be_meant_is_told_with_what_may_be(tmp_path: Path, written: str, hint: str) -> None:
+    (told,) = _messages(tmp_path, f'trusted_proxies = ["{written}"]\n')
+    assert told.endswith(hint)
+
+
 def test_everything_wrong_in_all_tables_is_told_at_once(tmp_path: Path) -> None:
     text = "parallel = -1\n[classes.vip]\n[[rules]]\n[[rules]]\nclass = 3\npath = 4\n[models.a]\nb = 1\n"
     assert len(_messages(tmp_path, text)) == 6

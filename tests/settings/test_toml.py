@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -41,6 +42,19 @@ def test_all_settings_are_read_back_as_they_were(tmp_path: Path) -> None:
     assert load({}, {}, second).settings == loaded.settings
 
 
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(120.0, "120"), (0.1, "0.1"), (1234567.5, "1234567.5"), (0.123456789, "0.123456789"), (1e300, "1e+300")],
+)
+def test_numbers_are_written_exactly(value: float, written: str) -> None:
+    assert toml.value_text(value) == written
+
+
+@given(st.floats(min_value=0, allow_infinity=False))
+def test_any_time_is_read_back_as_it_was(value: float) -> None:
+    assert float(tomllib.loads(f"value = {toml.value_text(value)}")["value"]) == value
+
+
 def test_each_table_says_where_it_came_from(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text(FILE, encoding="utf-8")
@@ -62,5 +76,5 @@ def test_any_text_survives_as_key_and_as_value(given_table: dict[str, tuple[str,
     assert read == {key: list(values) for key, values in given_table.items()}
 
 
-def test_what_is_true_or_false_is_written_so():
+def test_what_is_true_or_false_is_written_so() -> None:
     assert [toml.value_text(value) for value in (True, False, 1, 0)] == ["true", "false", "1", "0"]

@@ -91,8 +91,9 @@ class ModelTable(_Table):
     """The class of requests for this model for which no rule holds. Without it, default_class."""
 
     pinned: bool = False
-    """true: never a victim ("hot"): once it is resident it stays, but a request for it with other options loads it
-    anew. A request for a model that cannot be beside the pinned ones is refused at once, with the sizes."""
+    """true: never a victim for another model ("hot"). It can leave the card all the same: for a request for it with
+    other options, during a trial, and where only another load order fits; then it is loaded again at once. A
+    request for a model that cannot be beside the pinned ones is refused at once, with the sizes."""
 
     priority: Rank = 0
     """When somebody must go, the model with the lowest priority leaves first, whatever its reload costs. 0 to 1000;

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TypeVar
 
+from ollama_swap_proxy.core.keeping import keep
 from ollama_swap_proxy.core.policy import RECOVERY_LOOK_S, RECOVERY_WAIT_S, SETTLE_FIRST_S, SLOW_UNLOAD_S, VARIANTS_KEPT
 from ollama_swap_proxy.core.tickets import Resident, Variant
 
@@ -19,7 +20,6 @@ _WEIGHT_OF_NEWEST_ANSWER = 0.1
 """Answers differ more from each other than loads do, and there are more of them."""
 
 K = TypeVar("K")
-T = TypeVar("T")
 
 
 class Spill(Enum):
@@ -94,7 +94,7 @@ class Forecast:
         """Learn from a lease that ended after ``took_s``. Asked for each request: nothing is moved for a known one."""
         before = self.answer_s.get(variant)
         if before is None:
-            _keep(self.answer_s, variant, took_s)
+            keep(self.answer_s, variant, took_s, VARIANTS_KEPT)
         else:
             self.answer_s[variant] = before + _WEIGHT_OF_NEWEST_ANSWER * (took_s - before)
 
@@ -130,7 +130,7 @@ class Forecast:
         longest_waited = waited_s >= self.settle_max_s
         if target in self.fitted:
             before_s = self.settle_before_spills_s.get(target, self.settle_s)
-            _keep(self.settle_before_spills_s, target, before_s)
+            keep(self.settle_before_spills_s, target, before_s, VARIANTS_KEPT)
             if not longest_waited:
                 self._grow()
                 return Spill.RELOAD
@@ -141,7 +141,7 @@ class Forecast:
         if target in self.accepted or longest_waited or not may_fit:
             self._accept(target)
             return Spill.ACCEPTED
-        _keep(self.suspects, target, self.settle_s)
+        keep(self.suspects, target, self.settle_s, VARIANTS_KEPT)
         return Spill.RELOAD
 
     def forget_settle(self) -> None:
@@ -154,13 +154,13 @@ class Forecast:
     def _note_fit(self, target: Variant) -> None:
         if target in self.suspects and self.settle_s <= self.suspects[target]:
             self._grow()  # only the wait was different: it was lag (and no other spill has taught that meanwhile)
-        _keep(self.fitted, target, None)
+        keep(self.fitted, target, None, VARIANTS_KEPT)
         self.suspects.pop(target, None)
         self.accepted.pop(target, None)
         self.settle_before_spills_s.pop(target, None)
 
     def _accept(self, target: Variant) -> None:
-        _keep(self.accepted, target, None)
+        keep(self.accepted, target, None, VARIANTS_KEPT)
         self.fitted.pop(target, None)
         self.suspects.pop(target, None)
         self.settle_before_spills_s.pop(target, None)
@@ -179,12 +179,4 @@ def _known_or_mean(known: dict[K, float], about: K, first_guess: float) -> float
 
 def _learn(known: dict[K, float], about: K, took_s: float) -> None:
     before = known.get(about)
-    _keep(known, about, took_s if before is None else before + _WEIGHT_OF_NEWEST * (took_s - before))
-
-
-def _keep(known: dict[K, T], about: K, learned: T) -> None:
-    """Remember this, and forget what was learned longest ago where that becomes too much."""
-    known.pop(about, None)
-    known[about] = learned
-    if len(known) > VARIANTS_KEPT:
-        del known[next(iter(known))]
+    keep(known, about, took_s if before is None else before + _WEIGHT_OF_NEWEST * (took_s - before), VARIANTS_KEPT)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import NamedTuple, TypeVar
 
+from ollama_swap_proxy.core.keeping import keep
 from ollama_swap_proxy.core.tickets import Resident, Variant
 
 UNKNOWN_OPTIONS = "unknown"
@@ -31,7 +32,6 @@ PROOFS_KEPT = 256
 _FORMAT = 1
 _NUM_CTX = "num_ctx="
 
-K = TypeVar("K")
 T = TypeVar("T")
 
 
@@ -172,14 +172,14 @@ class Proofs:
         if outcome is Outcome.FITTED:
             for failure in [failure for failure in self.failed if failure.needs_at_most(loaded)]:
                 del self.failed[failure]
-            _keep(self.proven, loaded, loaded.keys)
+            keep(self.proven, loaded, loaded.keys, PROOFS_KEPT)
             return Lesson.PROVEN
         revoked = [proof for proof in self.proven if loaded.needs_at_most(proof)]
         for proof in revoked:
             del self.proven[proof]
         if not trial:
             return Lesson.REVOKED if revoked else Lesson.NOTHING
-        _keep(self.failed, loaded, loaded.keys)
+        keep(self.failed, loaded, loaded.keys, PROOFS_KEPT)
         return Lesson.REFUSED if self._refused_within(loaded) else Lesson.FAILED
 
     def forget_unknown(self, key: str) -> None:
@@ -241,7 +241,7 @@ class Proofs:
         return ()
 
     def _count(self, keys: frozenset[str]) -> None:
-        _keep(self.trials, keys, self.trials.get(keys, 0) + 1)
+        keep(self.trials, keys, self.trials.get(keys, 0) + 1, PROOFS_KEPT)
 
 
 def from_json(value: object) -> tuple[Proofs, str | None]:
@@ -253,14 +253,14 @@ def from_json(value: object) -> tuple[Proofs, str | None]:
         proofs = Proofs(_text_or_none(saved.get("device")), _text_or_none(saved.get("version")))
         for each in _a(list, saved.get("proven"), "proven"):
             proof = _set_from_json(each)
-            _keep(proofs.proven, proof, proof.keys)
+            keep(proofs.proven, proof, proof.keys, PROOFS_KEPT)
         for each in _a(list, saved.get("failed"), "failed"):
             failure = _set_from_json(each)
-            _keep(proofs.failed, failure, failure.keys)
+            keep(proofs.failed, failure, failure.keys, PROOFS_KEPT)
         for each in _a(list, saved.get("trials"), "trials"):
             counted = _a(dict, each, "a count of trials")
             keys = frozenset(_a(str, key, "a key") for key in _a(list, counted.get("keys"), "keys"))
-            _keep(proofs.trials, keys, _a(int, counted.get("times"), "times"))
+            keep(proofs.trials, keys, _a(int, counted.get("times"), "times"), PROOFS_KEPT)
     except ValueError as error:
         return Proofs(), str(error)
     return proofs, None
@@ -315,11 +315,3 @@ def _split(options: str) -> tuple[tuple[str, ...], int | None]:
         if digits != part and digits.isascii() and digits.isdigit() and len(digits) < 20:
             return tuple(other for other in parts if other != part), int(digits)
     return tuple(parts), None
-
-
-def _keep(known: dict[K, T], what: K, learned: T) -> None:
-    """Remember this, and forget what was learned longest ago where that becomes too much."""
-    known.pop(what, None)
-    known[what] = learned
-    if len(known) > PROOFS_KEPT:
-        del known[next(iter(known))]

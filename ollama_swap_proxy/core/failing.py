@@ -96,16 +96,18 @@ def cooling(state: State, variant: Variant, now: float) -> commands.Rejection | 
 
 def impossible(state: State, variant: Variant) -> commands.Rejection | None:
     """Return the answer for a ticket whose model cannot be resident beside the pins, or None where it can."""
-    chosen = plans.plan(state, variant) if plans.has_pins(state) else None
-    if not isinstance(chosen, Impossible):
-        return None
-    return commands.Rejection("pinned_out", 503, chosen.text)
+    return _impossible(state, variant) if plans.has_pins(state) else None
+
+
+def _impossible(state: State, variant: Variant) -> commands.Rejection | None:
+    chosen = plans.plan(state, variant)
+    return commands.Rejection("pinned_out", 503, chosen.text) if isinstance(chosen, Impossible) else None
 
 
 def refuse_impossible(state: State) -> None:
     """Reject all who wait for what cannot be resident beside the pins."""
     for variant in state.line.variants() if plans.has_pins(state) else ():
-        if not granting.is_servable(state, variant) and (rejection := impossible(state, variant)) is not None:
+        if not granting.is_servable(state, variant) and (rejection := _impossible(state, variant)) is not None:
             state.reject_all(variant, rejection)
 
 

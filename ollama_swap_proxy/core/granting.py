@@ -166,7 +166,7 @@ def resisted_by(state: State, target: Variant, now: float) -> list[Pause]:
 
 def turn_ending(state: State, target: Ticket) -> Ending:
     """Say when those who are served make room for this ticket if nothing else happens, and why."""
-    spared = frozenset() if plans.is_trial(state, target.variant) else plans.staying(state, target.variant)
+    spared = plans.spared(state, target.variant)
     leases = plans.leases_in_the_way(state, target.variant, spared)
     servable = [variant for variant in state.line.variants() if is_servable(state, variant)]
     closing = [variant for variant in servable if variant.key not in spared]

@@ -26,23 +26,19 @@ def plan(state: State, target: Variant) -> Victims | Impossible:
 
 def evicted(state: State, target: Variant) -> list[Resident]:
     """Return the residents that must go before the target may be loaded or tried, in a stable order."""
-    chosen = plan(state, target)
-    keys = {member.key for member in chosen.evicted} if isinstance(chosen, Victims) else set()
+    keys = {member.key for member in plan(state, target).evicted}
     return [resident for key, resident in sorted(state.residency.residents.items()) if key in keys]
-
-
-def staying(state: State, target: Variant) -> frozenset[str]:
-    """Return the keys of those that stay beside the target."""
-    chosen = plan(state, target)
-    if isinstance(chosen, Impossible):
-        return frozenset()
-    return frozenset(member.key for member in chosen.answer.members) - {target.key}
 
 
 def is_trial(state: State, target: Variant) -> bool:
     """Say whether loading the target beside those that stay is a trial: then they are closed and drained, too."""
+    return plan(state, target).answer.trial
+
+
+def spared(state: State, target: Variant) -> frozenset[str]:
+    """Return the keys of those that go on being served while the target is loaded beside them."""
     chosen = plan(state, target)
-    return isinstance(chosen, Victims) and chosen.answer.trial
+    return frozenset() if chosen.answer.trial else chosen.staying
 
 
 def aim(state: State, swap: Swap, target: Variant) -> None:
@@ -50,15 +46,14 @@ def aim(state: State, swap: Swap, target: Variant) -> None:
 
     Who was asked to unload for the target before goes in any case: Ollama keeps the request.
     """
-    swap.target = target
-    asked = {key for key in swap.evicted if key in state.residency.residents and key != target.key}
-    swap.expected_victims = frozenset(victim.key for victim in evicted(state, target)) | asked
-    swap.staying = staying(state, target) - asked
-    swap.trial = is_trial(state, target)
     chosen = plan(state, target)
-    returns = chosen.returns if isinstance(chosen, Victims) else ()
+    asked = {key for key in swap.evicted if key in state.residency.residents and key != target.key}
+    swap.target = target
+    swap.expected_victims = frozenset(victim.key for victim in evicted(state, target)) | asked
+    swap.staying = chosen.staying - asked
+    swap.trial = chosen.answer.trial
     swap.declared = chosen.answer.reason is Reason.GROUP
-    swap.returning = tuple(each.member.variant for each in returns if each.member.pinned)
+    swap.returning = tuple(each.member.variant for each in chosen.returns if each.member.pinned)
 
 
 def blocking(state: State, swap: Swap) -> list[Lease]:
@@ -66,7 +61,7 @@ def blocking(state: State, swap: Swap) -> list[Lease]:
 
     Those of the target only where it is to go itself: it may have been in use when it was loaded anew beside others.
     """
-    found = leases_in_the_way(state, swap.target, frozenset() if swap.trial else swap.staying)
+    found = leases_in_the_way(state, swap.target, swap.spared)
     if not swap.undoes_spill:
         return found
     return [lease for lease in state.leases if lease in found or lease.ticket.variant == swap.target]
@@ -106,7 +101,7 @@ def in_the_way(state: State, swap: Swap) -> list[Resident]:
 def is_closed(state: State, key: str) -> bool:
     """Say whether a model gets no leases because of the swap under way: its victims, and whoever is part of a trial."""
     swap = state.swap
-    return swap is not None and (swap.trial or key not in swap.staying or not swap.admits_companions)
+    return swap is not None and (key not in swap.spared or not swap.admits_companions)
 
 
 def is_pinned(state: State, key: str) -> bool:
@@ -120,7 +115,7 @@ def has_pins(state: State) -> bool:
 
 
 def is_impossible(state: State, target: Variant) -> bool:
-    """Say whether a target can be resident in no way. Ask `has_pins` before."""
+    """Say whether a target can be resident in no way: never without pins (`has_pins`), which is cheaper to ask."""
     return isinstance(plan(state, target), Impossible)
 
 
@@ -136,12 +131,16 @@ def note_traits(state: State, key: str, traits: Traits) -> None:
 
 def members(state: State, keys: frozenset[str]) -> tuple[Variant, ...]:
     """Return these residents as the variants that proofs speak of."""
-    return tuple(Variant(key, state.residency.options.get(key, UNKNOWN_OPTIONS)) for key in sorted(keys))
+    return tuple(_variant(state, key) for key in sorted(keys))
+
+
+def _variant(state: State, key: str) -> Variant:
+    return Variant(key, state.residency.options.get(key, UNKNOWN_OPTIONS))
 
 
 def _plan(state: State, target: Variant) -> Victims | Impossible:
     residents = [
-        _member(state, Variant(key, state.residency.options.get(key, UNKNOWN_OPTIONS)), resident.name)
+        _member(state, _variant(state, key), resident.name)
         for key, resident in state.residency.residents.items()
         if key != target.key or state.residency.options.get(key, target.options) != target.options
     ]

@@ -31,7 +31,6 @@ from ollama_swap_proxy.core.snapshot import Snapshot, take
 from ollama_swap_proxy.core.state import NEVER, State
 from ollama_swap_proxy.core.tickets import Ticket, Variant
 from ollama_swap_proxy.core.turns import End, Turn
-from ollama_swap_proxy.core.victims import Impossible
 
 _LONGEST_CHAIN = 64
 """More moves than any chain of phases can make on one event; reaching it means two of them undo each other."""
@@ -72,7 +71,7 @@ class Scheduler:
         return state.out
 
     def serves(self, variant: Variant) -> bool:
-        """Say whether this variant is resident, as far as we know, and no swap is under way."""
+        """Say whether this variant is resident, as far as we know, and no swap is under way that closes it."""
         return granting.serves(self._state, variant)
 
     def explain(self, ticket: Ticket, now: float) -> Explanation:
@@ -151,7 +150,7 @@ class Scheduler:
         del state.pins_to_restore[target]
         if state.stopping or target not in state.recipes or granting.is_servable(state, target):
             return False
-        if isinstance(plans.plan(state, target), Impossible):
+        if plans.is_impossible(state, target):
             return False
         name, _ = state.recipes[target]
         swapping.begin(state, target, name, "pin", now).unasked = True

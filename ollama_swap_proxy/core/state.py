@@ -92,6 +92,11 @@ class Swap:
     """Bypass mode came while it was under way: only its load is waited for still."""
 
     @property
+    def spared(self) -> frozenset[str]:
+        """The keys of those that go on being served meanwhile: who stays, but nobody in a trial."""
+        return frozenset() if self.trial else self.staying
+
+    @property
     def goes_on_by_itself(self) -> bool:
         """Say whether it goes on though nobody waits for its target."""
         return self.undoes_spill or self.unasked

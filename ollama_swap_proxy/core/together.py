@@ -44,10 +44,9 @@ class Member:
     """A model in question, resident or wanted.
 
     ``variant.options`` is `UNKNOWN_OPTIONS` for a resident whose variant we do not know. ``name`` is for texts.
-    ``size_bytes`` is the GPU memory that it needs: its size_vram at the last load of that variant, None before
-    the first. ``embedder`` is by capability. ``priority``: the lowest
-    leaves first. ``reload_cost_s`` is what a load of it takes. ``idle_since`` is when its last lease ended, None while
-    it has leases; of no meaning for the target of a swap.
+    ``size_bytes`` is the GPU memory that it needs: its size_vram at the last load of that variant, None before the
+    first. ``embedder`` is by capability. ``priority``: the lowest leaves first. ``reload_cost_s`` is what a load of it
+    takes. ``idle_since`` is when its last lease ended, None while it has leases; it means nothing for a swap's target.
     """
 
     variant: Variant

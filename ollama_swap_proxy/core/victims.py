@@ -54,6 +54,11 @@ class Victims:
         return (*self.victims, *(each.member for each in self.returns))
 
     @property
+    def staying(self) -> frozenset[str]:
+        """The keys of those that stay beside the target."""
+        return frozenset(member.key for member in self.answer.members) - {self.target.key}
+
+    @property
     def trial(self) -> bool:
         """Say whether one of the loads is a trial: then everybody who stays is drained before it too."""
         return self.answer.trial or any(each.answer.trial for each in self.returns)
@@ -61,11 +66,14 @@ class Victims:
 
 @dataclass(frozen=True, slots=True)
 class Impossible:
-    """Even with every unpinned resident gone the target may not be loaded; ``answer`` says why."""
+    """Even with every unpinned resident gone the target may not be loaded: ``answer`` says why, and nobody goes."""
 
     target: Member
     pins: tuple[Member, ...]
     answer: Answer
+    returns: tuple[Return, ...] = ()
+    evicted: tuple[Member, ...] = ()
+    staying: frozenset[str] = frozenset()
 
     @property
     def text(self) -> str:

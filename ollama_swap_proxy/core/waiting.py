@@ -18,7 +18,6 @@ from ollama_swap_proxy.core.policy import SHORTEST_TURN_S
 from ollama_swap_proxy.core.state import Phase, State, Swap
 from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
 from ollama_swap_proxy.core.turns import End, Served, Turn
-from ollama_swap_proxy.core.victims import Impossible
 
 TURNS_FORESEEN: Final = 24
 """So many turns are played ahead; of who comes later nothing is said."""
@@ -127,7 +126,7 @@ class _Play:
         candidates = [
             (turns.precedence(ticket, self.at, state.forecast.swap_cost_s(variant)), ticket)
             for variant, waiting in self.lines.items()
-            if variant.key not in spared and not isinstance(plans.plan(state, variant), Impossible)
+            if variant.key not in spared and not plans.is_impossible(state, variant)
             for ticket in waiting.heads
         ]
         free = [each for each in candidates if held_off.get(each[1].variant, self.at) <= self.at]
@@ -188,7 +187,7 @@ def _play_present(play: _Play) -> None:
         for variant in served:
             play.serve(variant, now, inf, _leases_of(state, variant))
         return
-    spared = frozenset() if plans.is_trial(state, target.variant) else plans.staying(state, target.variant)
+    spared = plans.spared(state, target.variant)
     free_at = _make_room(play, target, served, spared, max(now, play.at))
     play.at = free_at
     unload_s = sum(state.forecast.unload_takes_s(victim.key) for victim in plans.evicted(state, target.variant))

@@ -27,7 +27,7 @@ def test_an_embedder_that_we_loaded_stays_beside_the_target_but_only_by_a_trial(
     desk = Desk()
     desk.release(desk.serve("e"))
     assert _evicted(desk, A) == []
-    assert plans.staying(desk.state, A) == {"e"}
+    assert plans.plan(desk.state, A).staying == {"e"}
     assert plans.is_trial(desk.state, A)
     assert not plans.is_trial(desk.state, Variant("e"))
 

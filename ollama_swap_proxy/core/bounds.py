@@ -63,8 +63,9 @@ def settled_at(state: State, swap: Swap) -> float:
     """
     is_awaited = swap.undoes_spill and state.line.awaits(swap.target)
     wait_s = state.forecast.settle_usual_s if is_awaited else state.forecast.settle_before_s(swap.target)
-    if swap.trial:
-        wait_s = max(wait_s, state.policy.settle_max_s)  # or memory that comes back late would decide it
+    if swap.trial or swap.in_aid_of is not None:
+        # Or memory that comes back late would decide the trial; or be missing to who is loaded anew, for ever.
+        wait_s = max(wait_s, state.policy.settle_max_s)
     return max(state.residency.vram_freed_at + wait_s, swap.not_before)
 
 

@@ -14,7 +14,9 @@ from ollama_swap_proxy.core.tickets import Variant
 def judge_load(state: State, swap: Swap, now: float) -> Outcome:
     """Learn from the report after a load of ours whether its target and those that were to stay fit together.
 
-    A companion whose time to live was over, or that vanished for another reason before the load, decides nothing.
+    A companion whose time to live was over, or that vanished for another reason before the load, decides nothing; nor
+    does a failure beside one that had spilled, or that outlived a model, or a spill after a short wait for memory: but
+    for that the set may well fit.
     """
     members = [swap.target, *swap.beside]
     residents = state.residency.residents
@@ -23,7 +25,9 @@ def judge_load(state: State, swap: Swap, now: float) -> Outcome:
     state.pins_to_restore |= dict.fromkeys(
         variant for variant in swap.beside if variant.key in lost and plans.is_pinned(state, variant.key)
     )
-    outcome = judge(members, residents, disturbed=may_have_expired)
+    state.lost_outliving |= {key for key in lost if key in swap.outliving and plans.is_pinned(state, key)}
+    may_be_lag = not lost and swap.settled_for_s < state.policy.settle_max_s
+    outcome = judge(members, residents, disturbed=may_have_expired or may_be_lag or not swap.is_fair)
     lesson = state.proofs.note(members, swap.target.key, outcome, trial=swap.trial)
     state.plans.clear()
     if lesson is not Lesson.NOTHING:

@@ -83,6 +83,8 @@ _OPENINGS = {
     Prospect.REJECTED: "would be turned away",
 }
 
+_LOADED_ANEW = "it was loaded beside a model that is gone, whose memory Ollama counts as taken as long as it stays"
+
 _TURNED_AWAY = frozenset({Prospect.COOL_DOWN, Prospect.REJECTED})
 
 
@@ -99,7 +101,8 @@ def explain(state: State, ticket: Ticket, now: float) -> Explanation:
         chosen = plans.plan(there, ticket.variant)
         if isinstance(chosen, Victims) and not granting.is_servable(there, ticket.variant):
             victims = _victims(there, chosen)
-            stays = tuple(sorted(each.name for each in chosen.answer.members if each.key != ticket.variant.key))
+            beside = (each for each in chosen.answer.members if each.key in chosen.staying and each not in chosen.anew)
+            stays = tuple(sorted(each.name for each in beside))
             stays_because = chosen.answer.text if stays else ""
             trial = chosen.trial
     return Explanation(
@@ -121,7 +124,7 @@ def in_words(told: Explanation) -> str:
     prospect = Prospect(told.prospect)
     lines = [f"A request for {told.model} {_OPENINGS[prospect]}: {told.why}."]
     for victim in told.victims:
-        goes = "would have to go, and come back after it" if victim.returns else "would have to go"
+        goes = "would have to go, and come back" if victim.returns else "would have to go"
         lines.append(f"{victim.name} {goes}: {victim.because}.")
     if told.stays:
         lines.append(f"{', '.join(told.stays)} would stay: {told.stays_because}.")
@@ -139,7 +142,8 @@ def in_words(told: Explanation) -> str:
 def _victims(state: State, chosen: Victims) -> tuple[VictimSeen, ...]:
     for_good = [VictimSeen(each.name, plans.why_it_goes(state, chosen, each), returns=False) for each in chosen.victims]
     back = [VictimSeen(each.member.name, each.answer.text, returns=True) for each in chosen.returns]
-    return (*for_good, *back)
+    anew = [VictimSeen(each.name, _LOADED_ANEW, returns=True) for each in chosen.anew]
+    return (*for_good, *back, *anew)
 
 
 def _prospect(state: State, ticket: Ticket, now: float) -> tuple[Prospect, str]:

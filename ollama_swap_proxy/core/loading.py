@@ -52,6 +52,8 @@ def _start(state: State, swap: Swap, now: float) -> None:
     swap.settled_for_s = now - state.residency.vram_freed_at
     swap.staying = frozenset(key for key in swap.staying if key in state.residency.residents)
     swap.beside = plans.members(state, swap.staying)
+    swap.outliving = frozenset(key for key in swap.staying if state.residency.outlives(key))
+    swap.is_fair = not swap.outliving and not any(state.residency.residents[key].spilled_bytes for key in swap.staying)
     swap.stay_until = {
         key: state.residency.at + resident.expires_in_s
         for key, resident in state.residency.residents.items()
@@ -122,18 +124,21 @@ def confirm(state: State, swap: Swap, now: float) -> None:
 def _finish(state: State, swap: Swap, loaded: Resident, now: float) -> None:
     target = swap.target
     state.residency.learn_options(target, state.residency.asked_at)
+    state.residency.note_load(target.key, swap.load_sent_at, state.policy.settle_max_s)
+    if swap.in_aid_of is not None:
+        state.residency.loaded_anew.add(target.key)
     state.plans.clear()
     state.cool_downs.pop(target, None)
     state.slots.loaded(target.key)
     load_s = round(now - swap.load_sent_at, 3)
     outcome = company.judge_load(state, swap, now) if swap.beside else None
-    state.pins_to_restore |= dict.fromkeys(swap.returning)
     if outcome is Outcome.FAILED and swap.trial and not swap.declared and loaded.spilled_bytes:
         company.part(state, swap, now)
         return
     _learn(state, swap, loaded, alone=outcome in {None, Outcome.FITTED})
-    if swap.load_sent_at == swap.first_load_at:
-        # A load that had to be repeated says more about upstream's queue than about this model.
+    if swap.load_sent_at == swap.first_load_at and swap.in_aid_of is None:
+        # A load that had to be repeated says more about upstream's queue than about this model; and one in aid of
+        # another model's evicts for that one.
         state.forecast.note_swap(target, now - swap.drained_at)
         state.forecast.note_load_time(target, now - swap.load_sent_at)
     steps.end(state, now, "loaded", load_s=load_s, size_vram_bytes=loaded.size_vram_bytes)

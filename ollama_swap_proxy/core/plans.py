@@ -35,10 +35,15 @@ def is_trial(state: State, target: Variant) -> bool:
     return plan(state, target).answer.trial
 
 
+def first_anew(state: State, target: Variant) -> Variant | None:
+    """Return the resident that is to be loaded anew before this target is, if one is."""
+    return next((member.variant for member in plan(state, target).anew), None)
+
+
 def spared(state: State, target: Variant) -> frozenset[str]:
     """Return the keys of those that go on being served while the target is loaded beside them."""
     chosen = plan(state, target)
-    return frozenset() if chosen.answer.trial else chosen.staying
+    return frozenset() if chosen.answer.trial else chosen.staying - {member.key for member in chosen.anew}
 
 
 def aim(state: State, swap: Swap, target: Variant) -> None:
@@ -50,10 +55,20 @@ def aim(state: State, swap: Swap, target: Variant) -> None:
     asked = {key for key in swap.evicted if key in state.residency.residents and key != target.key}
     swap.target = target
     swap.expected_victims = frozenset(victim.key for victim in evicted(state, target)) | asked
-    swap.staying = chosen.staying - asked
+    swap.staying = chosen.staying - asked - {member.key for member in chosen.anew}
     swap.trial = chosen.answer.trial
     swap.declared = chosen.answer.reason is Reason.GROUP
-    swap.returning = tuple(each.member.variant for each in chosen.returns if each.member.pinned)
+    going = (*(each.member for each in chosen.returns), *chosen.anew)
+    already = [pin for pin in swap.returning if pin.key in swap.evicted]
+    swap.returning = tuple(dict.fromkeys([*(member.variant for member in going if member.pinned), *already]))
+
+
+def aim_in_aid_of(state: State, swap: Swap, target: Variant) -> None:
+    """Point a swap at the resident that it loads anew, before a target is loaded beside it."""
+    resident = swap.target
+    aim(state, swap, target)
+    swap.target, swap.in_aid_of = resident, target
+    swap.undoes_spill, swap.trial, swap.declared = True, False, False
 
 
 def blocking(state: State, swap: Swap) -> list[Lease]:
@@ -172,4 +187,18 @@ def _member(state: State, variant: Variant, name: str) -> Member:
         groups=traits.groups,
         reload_cost_s=state.forecast.swap_cost_s(variant),
         idle_since=state.leases.idle_since(variant.key),
+        loaded_beside=_must_not_outlive(state, variant, traits),
     )
+
+
+def _must_not_outlive(state: State, variant: Variant, traits: Traits) -> frozenset[str]:
+    """Return beside whom a resident was loaded, if it would rather be loaded anew than outlive one of them.
+
+    An embedder is cheap to load, and where it outlives a chat model the next chat model hardly ever fits beside it. A
+    larger one is loaded anew only when that has cost its place before.
+    """
+    rather = traits.embedder or variant.key in state.lost_outliving
+    cannot = variant not in state.recipes or variant.key in state.vanishing
+    if not rather or cannot or variant.key in state.residency.loaded_anew:
+        return frozenset()
+    return state.residency.loaded_beside.get(variant.key, frozenset())

@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 from ollama_swap_proxy.core.policy import POLL_S
 from ollama_swap_proxy.core.tickets import Report, Resident, Variant
 
+FREED_KEPT_S = 60.0
+"""A resident found so soon after another one has gone may have been loaded while that one's memory was still taken."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -44,6 +47,12 @@ class Residency:
     vram_freed_bytes: int = 0
     """GPU memory of what has disappeared since the last load of ours: as much may have been on its way back then."""
     largest_vram_bytes: int = 0
+    loaded_beside: dict[str, frozenset[str]] = field(default_factory=dict)
+    """By key, whose memory was taken when a resident was loaded: who was there, and who had just gone."""
+    loaded_anew: set[str] = field(default_factory=set)
+    """Residents that were loaded anew for the sake of a newcomer: once is enough, whoever came between."""
+    freed_at: dict[str, float] = field(default_factory=dict)
+    """When who disappeared lately with GPU memory; those gone for longer than `FREED_KEPT_S` are forgotten."""
 
     def take_in(self, report: Report, now: float) -> Change | None:
         """Replace the view by a newer report, which came at ``now``; None if the report is older than what we have."""
@@ -52,10 +61,15 @@ class Residency:
         listed = {resident.key: resident for resident in report.residents}
         gone = tuple(r for key, r in self.residents.items() if key not in listed)
         found = tuple(r for key, r in listed.items() if key not in self.residents)
+        self.freed_at = {key: at for key, at in self.freed_at.items() if now - at <= FREED_KEPT_S}
+        taken = frozenset((*listed, *self.freed_at))
+        self.loaded_beside |= {resident.key: taken - {resident.key} for resident in found}
         for resident in gone:
             self.leaving.discard(resident.key)
+            self.loaded_anew.discard(resident.key)
+            del self.loaded_beside[resident.key]
             if resident.size_vram_bytes > 0:
-                self.vram_freed_at = now
+                self.vram_freed_at = self.freed_at[resident.key] = now
                 self.vram_freed_bytes += resident.size_vram_bytes
         for key in [key for key, since in self.options_since.items() if key not in listed and since <= report.asked_at]:
             del self.options[key], self.options_since[key]
@@ -70,6 +84,13 @@ class Residency:
         """Note with which options a model is resident; reports asked for before ``since`` do not know of it yet."""
         self.options[variant.key] = variant.options
         self.options_since[variant.key] = since
+
+    def note_load(self, key: str, sent_at: float, returns_within_s: float) -> None:
+        """Note when a resident's load was sent: memory freed longer than ``returns_within_s`` before had come back, and
+        who went after it went for it: upstream makes room before it loads.
+        """
+        returning = {gone for gone, at in self.freed_at.items() if sent_at - returns_within_s < at <= sent_at}
+        self.loaded_beside[key] = frozenset((*self.residents, *returning)) - {key}
 
     def forget_options(self) -> None:
         """Doubt all we know beyond the report: upstream was away, and what it lists may have been loaded by anybody."""
@@ -110,6 +131,14 @@ class Residency:
             and key not in self.leaving
             and self.is_fresh(now, max_age_s)
         )
+
+    def outlives(self, key: str) -> bool:
+        """Say whether a resident was loaded beside a model that is gone.
+
+        Ollama asks any one resident how much memory is free before it lets a newcomer in; the answer is no more than
+        that one saw when it was loaded itself, so the memory of who is gone counts as taken (discover/runner.go:285).
+        """
+        return not self.loaded_beside[key] <= self.residents.keys()
 
     def holds_unknown_variant(self, key: str) -> bool:
         """Say whether the model is resident with runner options that we do not know."""

@@ -138,7 +138,7 @@ class Scheduler:
             return False
         if ending.why is End.HIGHER_CLASS:
             state.early_end_at = now
-        swapping.begin(state, target.variant, target.name, "request", now, turn_ended=ending.why.value)
+        swapping.begin_for_request(state, target, now, turn_ended=ending.why.value)
         return True
 
     def _restore_pin(self, now: float) -> bool:

@@ -76,6 +76,12 @@ class Swap:
     """Whether all of them are one group of the operator's: then a trial that fails is only told."""
     returning: tuple[Variant, ...] = ()
     """Pinned models that go for the target and come back beside it."""
+    in_aid_of: Variant | None = None
+    """It loads its target, which is resident, anew before this one is loaded beside it."""
+    outliving: frozenset[str] = frozenset()
+    """Who of those beside the target outlived a model when it was loaded (`Residency.outlives`)."""
+    is_fair: bool = True
+    """Whether it is the set's own fault if it does not fit: not where one of it outlived a model or had spilled."""
     unasked: bool = False
     """It restores a pinned model: nobody need wait for it."""
     withdraws: bool = False
@@ -97,9 +103,14 @@ class Swap:
         return frozenset() if self.trial else self.staying
 
     @property
+    def asked_for(self) -> Variant:
+        """The variant whose waiting tickets ask for this swap."""
+        return self.target if self.in_aid_of is None else self.in_aid_of
+
+    @property
     def goes_on_by_itself(self) -> bool:
         """Say whether it goes on though nobody waits for its target."""
-        return self.undoes_spill or self.unasked
+        return (self.undoes_spill and self.in_aid_of is None) or self.unasked
 
     @property
     def admits_companions(self) -> bool:
@@ -145,6 +156,8 @@ class State:
     spills_to_undo: set[Variant] = field(default_factory=set)
     pins_to_restore: dict[Variant, None] = field(default_factory=dict)
     """Pinned models that a trial has cost their place, or that left it for another load order; in that order."""
+    lost_outliving: set[str] = field(default_factory=set)
+    """Pinned models that lost their place to a load beside them while they outlived a model (`Residency.outlives`)."""
     traits: dict[str, Traits] = field(default_factory=dict)
     sizes: dict[Variant, int] = field(default_factory=dict)
     """The GPU memory of each variant when it was last seen wholly loaded, in bytes."""

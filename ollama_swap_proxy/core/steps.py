@@ -37,6 +37,7 @@ def forget(state: State, swap: Swap, now: float) -> None:
         state.residency.leaving.add(swap.victim)
     state.swap = None
     state.moved_at = now
+    state.pins_to_restore |= {pin: None for pin in swap.returning if pin.key in swap.evicted}
     if swap.evicted or (swap.first_load_at is not None and not swap.staying):
         state.turn = Turn(now)
     if swap.evicted or swap.first_load_at is not None:
@@ -49,7 +50,7 @@ def is_asked_for(state: State, swap: Swap, now: float, *, goes_on_by_itself: boo
     Otherwise it is turned over to whoever waits for another model; if nobody does, it goes on where
     ``goes_on_by_itself``, and else ends after the afterlife.
     """
-    if swap.unasked or state.line.awaits(swap.target):
+    if swap.unasked or state.line.awaits(swap.asked_for):
         swap.asker_left_at = None
         return True
     other = granting.next_target(state, now)
@@ -58,6 +59,7 @@ def is_asked_for(state: State, swap: Swap, now: float, *, goes_on_by_itself: boo
         plans.aim(state, swap, other.variant)
         swap.name, swap.reason, swap.asker_left_at = other.name, "request", None
         swap.undoes_spill = swap.withdraws = False
+        swap.in_aid_of = None
         if swap.phase is not Phase.DRAINING:
             # Leases on the old target were none of its victims'; they are of the new one's.
             enter(state, swap, Phase.DRAINING, now)

@@ -9,14 +9,36 @@ from __future__ import annotations
 from ollama_swap_proxy.core import bounds, evicting, failing, loading, plans, steps
 from ollama_swap_proxy.core.policy import DRAIN_SLOW_AFTER_S
 from ollama_swap_proxy.core.state import Phase, State, Swap
-from ollama_swap_proxy.core.tickets import Variant
+from ollama_swap_proxy.core.tickets import Ticket, Variant
 
 
 def begin(state: State, target: Variant, name: str, reason: str, now: float, *, turn_ended: str = "") -> Swap:
     """Decide a swap: from now on its victims get no new leases. ``turn_ended`` says why the turn before is over."""
-    state.swaps_begun += 1
-    swap = Swap(state.swaps_begun, target, name, reason, decided_at=now, phase_since=now)
+    swap = Swap(state.swaps_begun + 1, target, name, reason, decided_at=now, phase_since=now)
     plans.aim(state, swap, target)
+    _begin(state, swap, turn_ended)
+    return swap
+
+
+def begin_for_request(state: State, asker: Ticket, now: float, *, turn_ended: str) -> None:
+    """Decide a swap that a ticket waits for: to its model, or first to a resident that is to be loaded anew for it.
+
+    All that must go for its model go for that one, too; its own swap follows.
+    """
+    target = asker.variant
+    resident = plans.first_anew(state, target)
+    if resident is None:
+        begin(state, target, asker.name, "request", now, turn_ended=turn_ended)
+        return
+    name, _ = state.recipes[resident]
+    swap = Swap(state.swaps_begun + 1, resident, name, "companion", decided_at=now, phase_since=now)
+    plans.aim_in_aid_of(state, swap, target)
+    _begin(state, swap, turn_ended)
+
+
+def _begin(state: State, swap: Swap, turn_ended: str) -> None:
+    state.swaps_begun = swap.id
+    target, name, now = swap.target, swap.name, swap.decided_at
     residents = state.residency.residents
     state.swap = swap
     state.moved_at = now
@@ -24,14 +46,14 @@ def begin(state: State, target: Variant, name: str, reason: str, now: float, *, 
         "swap_decided",
         target=name,
         options=target.options,
-        reason=reason,
+        reason=swap.reason,
         turn_ended=turn_ended,
         victims=[residents[key].name for key in sorted(swap.expected_victims)],
         beside=[residents[key].name for key in sorted(swap.staying)],
         trial=swap.trial,
         waiting=len(state.line),
     )
-    if target.key in swap.expected_victims:
+    if target.key in swap.expected_victims and swap.in_aid_of is None:
         head = state.line.oldest(target)
         client = head.client if head else ""
         has = state.residency.options.get(target.key, "unknown")
@@ -39,7 +61,6 @@ def begin(state: State, target: Variant, name: str, reason: str, now: float, *, 
     blocking = plans.blocking(state, swap)
     if blocking:
         state.say("drain_started", waits_for=[lease.ticket.id for lease in blocking])
-    return swap
 
 
 def begin_undoing_spill(state: State, target: Variant, now: float) -> None:

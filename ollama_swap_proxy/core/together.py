@@ -47,6 +47,8 @@ class Member:
     ``size_bytes`` is the GPU memory that it needs: its size_vram at the last load of that variant, None before the
     first. ``embedder`` is by capability. ``priority``: the lowest leaves first. ``reload_cost_s`` is what a load of it
     takes. ``idle_since`` is when its last lease ended, None while it has leases; it means nothing for a swap's target.
+    ``loaded_beside`` are the keys of those without which a newcomer is loaded only after this one was loaded anew
+    (`Residency.outlives`).
     """
 
     variant: Variant
@@ -58,6 +60,7 @@ class Member:
     groups: frozenset[str] = frozenset()
     reload_cost_s: float = 0.0
     idle_since: float | None = None
+    loaded_beside: frozenset[str] = frozenset()
 
     @property
     def key(self) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import combinations, permutations
 
-from ollama_swap_proxy.core.together import Answer, Facts, Member, Reason, listing, may_be_together
+from ollama_swap_proxy.core.together import Answer, Facts, Member, Reason, Verdict, listing, may_be_together
 
 RELOAD_COST_HALF_LIFE_S = 60.0
 """What a reload would cost counts half after so much idle time: a model of 60 s that nobody uses outweighs two of 5 s
@@ -47,11 +47,13 @@ class Victims:
     victims: tuple[Member, ...]
     returns: tuple[Return, ...]
     answer: Answer
+    anew: tuple[Member, ...] = ()
+    """Who stays, but is loaded anew before the target, because it would outlive a model (`Residency.outlives`)."""
 
     @property
     def evicted(self) -> tuple[Member, ...]:
         """All that are unloaded before the target is loaded."""
-        return (*self.victims, *(each.member for each in self.returns))
+        return (*self.victims, *(each.member for each in self.returns), *self.anew)
 
     @property
     def staying(self) -> frozenset[str]:
@@ -72,6 +74,7 @@ class Impossible:
     pins: tuple[Member, ...]
     answer: Answer
     returns: tuple[Return, ...] = ()
+    anew: tuple[Member, ...] = ()
     evicted: tuple[Member, ...] = ()
     staying: frozenset[str] = frozenset()
 
@@ -98,7 +101,7 @@ def choose_victims(target: Member, residents: Collection[Member], facts: Facts, 
         plan = _plan(target, staying, facts)
         if plan is not None:
             returns, answer = plan
-            return Victims(target, (*replaced, *going), returns, answer)
+            return Victims(target, (*replaced, *going), returns, answer, _anew(answer, facts))
     return Impossible(target, pins, may_be_together((target, *pins), facts, target.key))
 
 
@@ -143,6 +146,19 @@ def _plan(target: Member, staying: list[Member], facts: Facts) -> tuple[tuple[Re
             if returns is not None:
                 return returns, first
     return None
+
+
+def _anew(answer: Answer, facts: Facts) -> tuple[Member, ...]:
+    """Return who of those that are to be beside a newcomer is loaded anew before it: nobody where that cannot be."""
+    older = [member for member in answer.members if member.key != answer.newcomer]
+    keys = {member.key for member in older}
+    anew = tuple(member for member in older if not member.loaded_beside <= keys)
+    there = [member for member in older if member not in anew]
+    for each in anew:
+        there.append(each)
+        if may_be_together(there, facts, each.key).verdict is not Verdict.YES:
+            return ()
+    return anew
 
 
 def _first_loads(

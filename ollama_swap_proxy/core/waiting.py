@@ -191,6 +191,7 @@ def _play_present(play: _Play) -> None:
     free_at = _make_room(play, target, served, spared, max(now, play.at))
     play.at = free_at
     unload_s = sum(state.forecast.unload_takes_s(victim.key) for victim in plans.evicted(state, target.variant))
+    play.at += sum(state.forecast.load_takes_s(each.variant) for each in plans.plan(state, target.variant).anew)
     _swap_to(play, target.variant, unload_s)
 
 

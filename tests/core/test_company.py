@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_swap_proxy.core import commands
+from ollama_swap_proxy.core import commands, events
 from ollama_swap_proxy.core.policy import Policy
 from ollama_swap_proxy.core.tickets import Resident, Traits
 from tests.core.desk import Desk, resident
@@ -133,8 +133,107 @@ def test_a_companion_whose_time_was_over_during_the_load_decides_nothing():
 def test_a_proof_is_revoked_by_a_later_spill():
     desk = _proven()
     desk.report("e")
+    desk.later(6.1)
+    desk.report("e")
     _try_beside(desk, "a", "e", resident("a", vram=500))
     assert desk.said("company_judged")[-1]["outcome"] == "revoked"
+
+
+def test_a_spill_so_soon_after_an_unload_that_memory_may_have_been_late_revokes_nothing():
+    desk = _proven()
+    desk.report("e")
+    _try_beside(desk, "a", "e", resident("a", vram=500))
+    assert desk.said("settle_learned")
+    assert [each["outcome"] for each in desk.said("company_judged")] == ["proven"]
+    assert desk.state.proofs.proven
+
+
+def _beside_a_chat_model() -> Desk:
+    """Return a desk on which an embedder was loaded beside a chat model; all is idle."""
+    desk = Desk()
+    desk.release(desk.serve("a"))
+    desk.release(_try_beside(desk, "e", "a", "e"))
+    return desk
+
+
+def _unload(desk: Desk, *left: str) -> None:
+    """See the victims go until only these are left."""
+    for gone in range(len(desk.state.residency.residents) - len(left), -1, -1):
+        desk.later(0.06)
+        desk.report(*left, *[key for key in desk.state.residency.residents if key not in left][:gone])
+
+
+def test_an_embedder_that_would_outlive_a_chat_model_is_loaded_anew_before_the_next_one():
+    """Ollama asks it how much is free, and it goes on counting what was taken when it was loaded itself."""
+    desk = _beside_a_chat_model()
+    asked = desk.arrive("b")
+    decided = desk.said("swap_decided")[-1]
+    assert (decided["target"], decided["reason"]) == ("e", "companion")
+    assert set(decided["victims"]) == {"a", "e"}
+    _unload(desk)
+    assert desk.phase == "settling"  # what is still on its way back it would count as taken, too
+    desk.later(6.1)
+    desk.report()
+    assert (desk.phase, desk.loads()[-1]) == ("loading", "e")
+    desk.loaded("e")
+    desk.report("e")
+    assert desk.said("swap_decided")[-1]["beside"] == ["e"]
+    assert (desk.phase, desk.loads()[-1]) == ("loading", "b")
+    desk.loaded("b")
+    desk.report("e", "b")
+    assert asked in desk.granted()
+    assert desk.said("company_judged")[-1]["outcome"] == "proven"
+    evicted = len(desk.evicted())
+    desk.release(asked)
+    desk.arrive("a")
+    assert desk.evicted()[evicted:] == ["b"]  # from now on it stays
+
+
+def test_nobody_is_evicted_to_load_an_embedder_anew_for_who_has_left():
+    desk = _beside_a_chat_model()
+    running = desk.arrive("a")
+    asked = desk.arrive("b")
+    desk.later(10.1)
+    desk.report("a", "e")
+    assert desk.said("swap_decided")[-1]["reason"] == "companion"
+    desk.tell(events.Abandoned(asked))
+    desk.later(5.1)
+    desk.report("a", "e")
+    assert desk.said("swap_ended")[-1]["outcome"] == "asker_left"
+    desk.release(running)
+    desk.report("a", "e")
+    assert desk.evicted() == []
+
+
+def test_a_chat_model_that_outlives_an_embedder_is_not_loaded_anew_for_it():
+    desk = _proven()
+    desk.report("a")
+    _try_beside(desk, "e", "a", "e")
+    assert desk.evicted() == []
+    assert desk.loads()[-1] == "e"
+
+
+def test_a_pinned_model_is_loaded_anew_only_after_outliving_one_has_cost_its_place():
+    desk = Desk()
+    desk.release(desk.serve("a"))
+    desk.release(_try_beside(desk, "pin", "a", "pin"))
+    asked = desk.arrive("b")
+    assert desk.said("swap_decided")[-1]["reason"] == "request"
+    _unload(desk, "pin")
+    desk.later(6.1)
+    desk.report("pin")
+    desk.loaded("b")
+    desk.report("b")
+    assert desk.said("company_judged")[-1]["outcome"] == "undecided"  # not the set's fault
+    while desk.phase != "loading":
+        desk.later(0.5)
+        desk.report("b")
+    desk.loaded("pin")
+    desk.report("b", "pin")
+    desk.release(asked)
+    desk.arrive("a")
+    assert desk.said("swap_decided")[-1]["reason"] == "companion"
+    assert desk.said("swap_decided")[-1]["target"] == "pin"
 
 
 @pytest.mark.parametrize("companions", ["none"])

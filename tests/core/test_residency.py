@@ -78,3 +78,32 @@ def test_a_report_from_before_the_load_does_not_make_its_options_forgotten() -> 
 def test_a_foreign_resident_may_be_tried_only_when_it_is_alone() -> None:
     assert _view("a").may_be_tried("a")
     assert not _view("a", "b").may_be_tried("a")
+
+
+def test_a_resident_outlives_whom_it_was_loaded_beside_and_whose_memory_was_on_its_way_back() -> None:
+    view = _view("a")
+    view.take_in(Report(2.0, (_resident("a"), _resident("b"))), 2.0)
+    assert not view.outlives("b")
+    view.take_in(Report(3.0, (_resident("b"),)), 3.0)
+    assert view.outlives("b")
+    assert view.loaded_beside["b"] == {"a"}
+    view.take_in(Report(4.0, (_resident("b"), _resident("c"))), 4.0)
+    assert view.outlives("c")
+
+
+def test_who_went_for_a_load_is_not_outlived_by_what_was_loaded() -> None:
+    view = _view("a")
+    view.take_in(Report(2.0, (_resident("b"),)), 2.0)
+    assert not view.outlives("b")
+
+
+def test_a_load_of_ours_tells_what_was_on_its_way_back_when_it_was_sent() -> None:
+    view = _view("a")
+    view.take_in(Report(2.0, ()), 2.0)
+    view.take_in(Report(3.0, (_resident("b"),)), 3.0)
+    view.note_load("b", 2.5, 6.0)
+    assert view.loaded_beside["b"] == {"a"}
+    view.note_load("b", 8.5, 6.0)
+    assert view.loaded_beside["b"] == set()
+    view.note_load("b", 1.5, 6.0)
+    assert view.loaded_beside["b"] == set()

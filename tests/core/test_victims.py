@@ -286,3 +286,24 @@ def test_of_very_many_residents_the_dearest_stay() -> None:
     choice = _choose(WANTED, *residents, facts=facts)
     assert [each.key for each in choice.victims] == ["00", "01", "02", "03", "04"]
     assert _choose(WANTED, *residents, facts=FIT).victims == ()
+
+
+def test_who_would_outlive_a_victim_is_loaded_anew_and_stays() -> None:
+    choice = _choose(CODE, CHAT, replace(EMBED, loaded_beside=frozenset({"chat"})))
+    assert [each.key for each in choice.anew] == ["embed"]
+    assert [each.key for each in choice.victims] == ["chat"]
+    assert {each.key for each in choice.evicted} == {"chat", "embed"}
+    assert choice.staying == {"embed"}
+
+
+def test_who_outlives_nobody_then_is_not_loaded_anew() -> None:
+    beside = replace(EMBED, loaded_beside=frozenset({"rerank"}))
+    assert _choose(CODE, CHAT, beside, RERANK).anew == ()
+
+
+def test_who_may_not_be_loaded_beside_the_others_that_stay_is_not_loaded_anew() -> None:
+    beside = replace(EMBED, loaded_beside=frozenset({"chat"}))
+    facts = Facts(proofs=_proofs(((EMBED, RERANK), EMBED, Outcome.FAILED)))
+    assert _choose(CODE, CHAT, beside, RERANK, facts=facts).anew == ()
+    facts = Facts(proofs=_proofs(((EMBED, RERANK), EMBED, Outcome.FITTED)))
+    assert [each.key for each in _choose(CODE, CHAT, beside, RERANK, facts=facts).anew] == ["embed"]

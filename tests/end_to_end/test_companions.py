@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ollama_swap_proxy.simulator import SimGPU
-from tests.end_to_end.stage import EMBEDDER, SIGHTED, A, Stage, staged
+from tests.end_to_end.stage import EMBEDDER, SIGHTED, A, B, C, Stage, staged
 
 SOON_TRIED_S = 0.2
 """Trials wait for so long here; in earnest for 6 s."""
@@ -26,6 +26,15 @@ async def test_chat_and_embedder_alternating_twenty_times_cost_two_loads() -> No
         assert len(stage.ollama.ledger.loads()) == 2
         assert stage.evictions_by_ollama == []
         assert _resident(stage) == {"a:latest", "embedder:latest"}
+
+
+async def test_an_embedder_loaded_after_a_chat_model_is_kept_across_its_swaps_once_it_was_loaded_anew() -> None:
+    async with staged((A, B, C, EMBEDDER), companions="embedders", settle_max_s=SOON_TRIED_S) as stage:
+        for model in "abcabcab":
+            await stage.served(model)
+            await _embed(stage)
+        assert stage.loads == ["a", "embedder", "embedder", *"bcabcab"]
+        assert stage.evictions_by_ollama == []
 
 
 async def test_the_strict_form_swaps_them() -> None:

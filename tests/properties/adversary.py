@@ -217,9 +217,9 @@ class Adversary:
         assert not busy, f"I2: {key} evicted, leased by {busy}"
         wanted = any(t.variant.key != key or not self._serves(t.variant) for t in self.waiting.values())
         swap = self.state.swap
-        own = swap is not None and (swap.undoes_spill or swap.unasked)  # the end of a trial
-        reloads = swap is not None and swap.target.key == key
-        assert not traits(key).pinned or reloads or (swap is not None and swap.returning), "a pin is a victim"
+        own = swap is not None and swap.goes_on_by_itself  # the end of a trial
+        reloads = swap is not None and key in {swap.target.key, swap.asked_for.key}
+        assert not traits(key).pinned or reloads or (swap is not None and swap.returning), f"a pin is a victim: {swap}"
         assert wanted or own or self.undoing or key in self.evicted_in_swap, (
             f"I7: {key} evicted, and nobody asks for it"
         )
@@ -263,7 +263,7 @@ class Adversary:
             bounded = swap.phase is not Phase.DRAINING
             over_s = now - since - longest_s - RETRY_AFTER_S  # a report may be asked for only after a pause
             assert not bounded or over_s <= 0, f"I5: {swap.phase} takes longer than {longest_s} s"
-        asked = any(t.variant == swap.target for t in self.waiting.values())
+        asked = any(t.variant == swap.asked_for for t in self.waiting.values())
         if swap.phase is Phase.DRAINING and not asked and not swap.goes_on_by_itself:
             assert swap.asker_left_at is not None, "I10: a drain for nobody"
             assert now < swap.asker_left_at + DRAIN_AFTERLIFE_S, "I10: a drain outlives its asker for too long"

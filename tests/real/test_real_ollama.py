@@ -202,3 +202,26 @@ async def test_an_embedder_a_chat_and_both_other_dialects_are_served(ollama: Any
                 assert response.status == 200, (path, await response.text())
                 assert await response.json()
     assert overlaps(ollama) == []
+
+
+async def test_an_embedder_loaded_after_a_chat_model_stays_across_swaps_once_it_was_loaded_anew(ollama: Any) -> None:
+    async def embed(session: aiohttp.ClientSession, proxy: str) -> None:
+        async with session.post(f"{proxy}/api/embed", json={"model": "embedder", "input": "x"}) as response:
+            assert response.status == 200, await response.text()
+
+    def embedders() -> int:
+        return sum(e["event"] == "load_start" and e.get("model") == "embedder" for e in ollama.events())
+
+    async with in_front_of(ollama) as (session, proxy, _):
+        for model in ("bravo", "alpha", "bravo", "alpha"):
+            await generate(session, proxy, model)
+            await embed(session, proxy)
+        before = embedders()
+        for model in ("bravo", "alpha", "bravo"):
+            await generate(session, proxy, model)
+            await embed(session, proxy)
+            async with session.get(f"{proxy}/api/ps") as response:
+                listed = {entry["name"] for entry in (await response.json())["models"]}
+            assert listed == {f"{model}:latest", "embedder:latest"}
+    assert embedders() == before
+    assert overlaps(ollama) == []

@@ -78,3 +78,38 @@ async def test_a_pinned_model_stays_and_what_cannot_be_beside_it_is_refused_at_o
         assert "a:latest" in answer.json["error"]
         await stage.served("a")
         assert "a:latest" in _resident(stage)
+
+
+async def test_a_pinned_embedder_gets_its_place_back_from_a_model_that_evicts_it_which_is_then_refused() -> None:
+    """4500 and 300 MiB on a card of 4600: Ollama throws the embedder out for the chat model, and in the other order the
+    chat model.
+    """
+    async with staged(
+        (A, EMBEDDER),
+        gpu=SimGPU(4600, lag_s=0.0),
+        models={"embedder": {"pinned": True}},
+        companions="embedders",
+        settle_max_s=SOON_TRIED_S,
+    ) as stage:
+        await _embed(stage)
+        answers = [await stage.ask("a") for _ in range(3)]
+        assert answers[-1].code == "pinned_out"
+        assert "embedder:latest" in answers[-1].json["error"]
+        assert stage.loads.count("a") == 1
+        await _embed(stage)
+        assert _resident(stage) == {"embedder:latest"}
+
+
+async def test_a_pinned_embedder_stays_beside_chat_models_that_take_turns() -> None:
+    async with staged(
+        (A, B, EMBEDDER), models={"embedder": {"pinned": True}}, companions="embedders", settle_max_s=SOON_TRIED_S
+    ) as stage:
+        for model in "abab":
+            await stage.served(model)
+            await _embed(stage)
+        loads = len(stage.loads)
+        for model in "abab":
+            await stage.served(model)
+            assert _resident(stage) == {f"{model}:latest", "embedder:latest"}
+        assert stage.loads[loads:] == ["a", "b", "a", "b"]
+        assert stage.evictions_by_ollama == []

@@ -329,11 +329,7 @@ def _why_no_lease(endpoint: Endpoint, intent: Intent, entry: Entry | None) -> st
 
 
 def _make_plan(endpoint: Endpoint, given: Mapping[str, object], entry: Entry, traits: Traits) -> Plan:
-    options = variant_options(entry.parameters, given)
-    if entry.adapters:
-        # Adapters and projectors are not in the key, but other ones force a reload (server/sched.go:1381).
-        digests = "+".join(adapter[-12:] for adapter in entry.adapters)
-        options = f"{options},adapters={digests}".lstrip(",")
+    options = variant_options(entry.parameters, given, entry.adapters)
     recipe = load_recipe(endpoint, entry.spelled, given, entry.capabilities or None)
     return Plan(entry.spelled, Variant(entry.key, options), recipe, traits)
 

@@ -76,10 +76,20 @@ def run(listen: str | None, upstream: str | None, admin: str | None, path: Path 
 @main.command()
 @_with_settings
 def check(listen: str | None, upstream: str | None, admin: str | None, path: Path | None) -> None:
-    """Check the settings, and print each with where it came from (the output is valid TOML)."""
+    """Check the settings, and print each with where it came from (the output is valid TOML).
+
+    What is doubtful about them is told on stderr. Ollama is asked which models it has, where it answers within 2 s.
+    """
     loaded = _load(path, listen=listen, upstream=upstream, admin=admin)
     for line in toml.lines(loaded.settings, loaded.origins):
         click.echo(line)
+    from ollama_swap_proxy.checks import survey  # noqa: PLC0415
+
+    with asyncio.Runner() as runner:
+        doubts, said = runner.run(survey.check(loaded.settings))
+    for doubt in doubts:
+        click.echo(f"ollama-swap-proxy: warning: {doubt}", err=True)
+    click.echo(said, err=True)
 
 
 @main.command()

@@ -22,6 +22,7 @@ from ollama_swap_proxy import __version__
 from ollama_swap_proxy.access import HostGuard
 from ollama_swap_proxy.addresses import Address
 from ollama_swap_proxy.app import App
+from ollama_swap_proxy.checks.survey import Checks
 from ollama_swap_proxy.config import Settings, env_name
 from ollama_swap_proxy.core.events import Recalled, Stopping
 from ollama_swap_proxy.core.scheduler import Scheduler
@@ -102,6 +103,8 @@ class Service:
             gate.tell(Recalled(learned))
         self._exit.push_async_callback(state_file.close)
         state_file.start()
+        checks = Checks(settings, control, catalog)
+        self._exit.push_async_callback(checks.close)
         relay = Relay(settings.upstream, connect_timeout_s=settings.connect_timeout_s)
         self._exit.push_async_callback(relay.close)
         guard = HostGuard(settings.listen, settings.allowed_hosts)
@@ -122,6 +125,7 @@ class Service:
             admin=str(self.admin),
             upstream=str(settings.upstream),
         )
+        checks.start(learned)
 
     async def _open_admin(self, gate: Gate, app: App) -> Address:
         settings = self.settings

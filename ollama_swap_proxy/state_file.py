@@ -70,12 +70,10 @@ class StateFile:
         if self._path is None:
             return None
         try:
-            async with asyncio.timeout(DISK_PATIENCE_S):
-                sections = await asyncio.to_thread(_read, self._path)
+            learned = await learned_in(self._path, self._upstream)
         except (OSError, ValueError) as error:
-            self._log.warning("state_not_read", path=str(self._path), reason=_reason(error))
+            self._log.warning("state_not_read", path=str(self._path), reason=reason_of(error))
             return None
-        learned: object | None = sections.get(self._upstream, {}).get("learned")
         if learned is not None:
             self._log.info("state_read", path=str(self._path))
         return learned
@@ -117,11 +115,24 @@ class StateFile:
         if error is None:
             self._written = learned
         elif not self._warned:
-            self._log.warning("state_not_written", path=str(self._path), reason=_reason(error))
+            self._log.warning("state_not_written", path=str(self._path), reason=reason_of(error))
         self._warned = error is not None
 
 
-def _reason(error: BaseException) -> str:
+async def learned_in(path: Path, upstream: str) -> object | None:
+    """Return what was learned of this upstream, as it stands in the file; None if there is nothing.
+
+    Raises:
+        OSError: it cannot be read, or not soon.
+        ValueError: it is none of ours, or damaged.
+    """
+    async with asyncio.timeout(DISK_PATIENCE_S):
+        sections = await asyncio.to_thread(_read, path)
+    return sections.get(upstream, {}).get("learned")
+
+
+def reason_of(error: BaseException) -> str:
+    """Say why the file could not be read or written."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or f"it took longer than {DISK_PATIENCE_S:g} s"

@@ -30,6 +30,7 @@ RANKS = {
     "config": 3,
     "listener": 3,
     "upstream": 4,
+    "checks": 5,
     "gate": 5,
     "journal": 5,
     "operator": 6,

@@ -7,7 +7,7 @@ Facts: server/sched.go:1381 (what makes a runner reload), server/routes.go:478, 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from ollama_swap_proxy.core import endpoints
 from ollama_swap_proxy.core.endpoints import Endpoint
@@ -19,16 +19,22 @@ _HUGE = 2**63
 _LOADED_BY_THEMSELVES = frozenset({endpoints.V1_TRANSCRIPTIONS, endpoints.V1_IMAGES, endpoints.V1_IMAGE_EDITS})
 
 
-def variant_options(model_parameters: Mapping[str, object], request_options: Mapping[str, object]) -> str:
+def variant_options(
+    model_parameters: Mapping[str, object], request_options: Mapping[str, object], adapters: Sequence[str] = ()
+) -> str:
     """Return the canonical spelling of the effective runner options, like ``num_ctx=8192,shift=false``; empty for none.
 
     The model's own parameters are overlaid by the request's. An absent option is a value of its own: Ollama reloads for
     explicit-then-absent (transcript num_ctx_reload). Only the defaults that it compares as plain numbers are the same
     as absent: a negative num_gpu, num_thread 0. Values may be JSON values or text as /api/show prints it.
+    ``adapters`` are the model's adapter and projector blobs: not in the key, but other ones force a reload, too.
     """
     effective = {**model_parameters, **request_options}
     spelled = ((name, _spell(effective[name])) for name in _SPELLED if name in effective)
-    return ",".join(f"{name}={value}" for name, value in spelled if not _is_default(name, value))
+    options = [f"{name}={value}" for name, value in spelled if not _is_default(name, value)]
+    if adapters:
+        options.append(f"adapters={'+'.join(adapter[-12:] for adapter in adapters)}")
+    return ",".join(options)
 
 
 def load_recipe(

@@ -15,7 +15,7 @@ from ollama_swap_proxy.addresses import is_own_listener, overlap
 from ollama_swap_proxy.settings.options import Settings, env_name
 from ollama_swap_proxy.settings.tables import TABLES
 from ollama_swap_proxy.settings.toml import key_text, value_text
-from ollama_swap_proxy.settings.values import shown
+from ollama_swap_proxy.settings.values import CREDENTIALS, shown
 
 _Place = tuple[int | str, ...]
 
@@ -61,10 +61,23 @@ def conflicts(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:
         if name not in settings.classes:
             near = _nearest(name, settings.classes)
             yield f"{_label(place, origins)}: there is no class {name!r}; nearest valid name: {near}"
+    yield from _header_conflicts(settings, origins)
     for place, max_wait_s in _max_waits_given(settings, origins):
         if max_wait_s >= settings.give_up_after_s:
             reason = f"{value_text(max_wait_s)} must be below give_up_after_s ({value_text(settings.give_up_after_s)})"
             yield f"{_label(place, origins)}: {reason}, where requests are turned away"
+
+
+def _header_conflicts(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:
+    """Yield headers that cannot be read so: with two meanings, or with a secret, which a user's name in the log is."""
+    taken: dict[str, str] = {}
+    for key in ("forwarded_header", "user_header", "class_header", "patience_header"):
+        name = getattr(settings, key)
+        if name.lower() in CREDENTIALS:
+            yield f"{_label((key,), origins)}: {name} carries secrets, and what is read here is written to the log"
+        other = taken.setdefault(name.lower(), key) if name else key
+        if other != key:
+            yield f"{_label((key,), origins)}: {name} is {other} already; one header cannot say two things"
 
 
 def _classes_named(settings: Settings) -> Iterator[tuple[_Place, str]]:

@@ -128,10 +128,15 @@ def _by_canonical_name(value: object) -> object:
     if not isinstance(value, dict):
         return value
     found: dict[str, object] = {}
+    spelled: dict[str, object] = {}
     for name, table in value.items():
         canonical = model_name(name)
-        if canonical in found:
-            raise ValueError(f"{name!r} is a second spelling of {canonical!r}; write one table for both")
+        first = spelled.setdefault(canonical, name)
+        if first != name:
+            raise ValueError(
+                f"the tables {first!r} and {name!r} are of one model, {canonical!r} (without a tag a name means "
+                ":latest, and case does not matter); write one table for both"
+            )
         found[canonical] = table
     return found
 

@@ -33,7 +33,8 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CLASS_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-_CREDENTIALS = {"authorization", "x-api-key", "proxy-authorization", "cookie"}
+CREDENTIALS = frozenset({"authorization", "x-api-key", "proxy-authorization", "cookie"})
+"""Headers that carry secrets, in lower case."""
 
 
 _IPV4_IN_IPV6 = ipaddress.IPv6Network("::ffff:0:0/96")
@@ -174,7 +175,7 @@ def _read_header_name(value: object) -> str:
 
 def _read_condition_name(value: object) -> str:
     name = _read_header_name(value)
-    if name.lower() in _CREDENTIALS:
+    if name.lower() in CREDENTIALS:
         raise ValueError(f"{name} carries secrets, which do not belong in a file: name a key by key_sha256")
     if not name:
         raise ValueError("a header's name must not be empty")

@@ -40,11 +40,15 @@ class PsEntry:
 
 @dataclass(frozen=True, slots=True)
 class TagEntry:
-    """One line of /api/tags. ``name`` is spelled as on disk; ``remote`` marks a stub that runs elsewhere."""
+    """One line of /api/tags. ``name`` is spelled as on disk; ``remote`` marks a stub that runs elsewhere.
+
+    ``size_bytes`` is that of its files.
+    """
 
     name: str
     digest: str
     remote: bool = False
+    size_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ class _Ps(_Wire):
 class _TagsModel(_Wire):
     name: str = Field(min_length=1)
     digest: str = ""
+    size: int = 0
     remote_host: str | None = None
     remote_model: str | None = None
 
@@ -155,6 +160,7 @@ def tag_entries(body: bytes) -> list[TagEntry]:
             name=model.name,
             digest=model.digest,
             remote=bool(model.remote_host or model.remote_model),
+            size_bytes=model.size,
         )
         for model in _read(_Tags, body).models or []
     ]

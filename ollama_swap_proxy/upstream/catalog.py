@@ -73,6 +73,11 @@ class Catalog:
         self._refreshing = Flight("catalog refresh", self._refresh)
         self._learning: dict[str, Flight[Entry | None]] = {}
 
+    @property
+    def listed(self) -> Mapping[str, TagEntry]:
+        """What /api/tags told last, by canonical name."""
+        return self._tags
+
     def cached(self, name: str) -> Entry | None:
         """Return what is known of this name, without asking; None says nothing about whether it exists."""
         return self._entries.get(name)

@@ -132,7 +132,10 @@ def test_proxies_come_as_a_list_or_with_commas(tmp_path: Path) -> None:
         ('[models.a]\nclass = "btch"\n', "[models.\"a:latest\"] class (FILE): there is no class 'btch'; nearest valid"),
         ('[models."a b"]\n', "models (FILE): must be the name of a model; got 'a b': invalid model name"),
         ('[models."a:cloud"]\n', "models (FILE): must be the name of a model; got 'a:cloud': it runs at ollama.com"),
-        ('[models.a]\n[models."A:latest"]\n', "models (FILE): 'A:latest' is a second spelling of 'a:latest'"),
+        (
+            '[models.a]\n[models."A:latest"]\n',
+            "models (FILE): the tables 'a' and 'A:latest' are of one model, 'a:latest'",
+        ),
         (
             "[models.a]\nclas = 3\n",
             '[models."a:latest"] clas (FILE): there is no such setting; nearest valid',
@@ -144,6 +147,14 @@ def test_proxies_come_as_a_list_or_with_commas(tmp_path: Path) -> None:
             "default_class (FILE; in the environment OLLAMA_SWAP_PROXY_DEFAULT_CLASS): the",
         ),
         ('trusted_proxies = "a.example"\n', "trusted_proxies (FILE; in the environment OLLAMA_SWAP_PROXY_TRUSTED_PR"),
+        (
+            'user_header = "Authorization"\n',
+            "user_header (FILE; in the environment OLLAMA_SWAP_PROXY_USER_HEADER): Authorization carries secrets, and",
+        ),
+        (
+            'class_header = "x-forwarded-for"\n',
+            "class_header (FILE; in the environment OLLAMA_SWAP_PROXY_CLASS_HEADER): x-forwarded-for is forwarded_",
+        ),
         ("user_header = 3\n", "user_header (FILE; in the environment OLLAMA_SWAP_PROXY_USER_HEADER): must be a text"),
         (
             'class_header = "X Y"\n',

@@ -104,7 +104,7 @@ def _of_classes(settings: Settings) -> Iterator[Doubt]:
                 "these, or set class_header",
             )
     classes = settings.ticket_classes()
-    ranked = sorted((classes[name] for name in in_use), key=lambda klass: klass.rank)
+    ranked = sorted((classes[name] for name in in_use), key=lambda klass: (klass.rank, -klass.max_wait_s))
     for lower, higher in pairwise(ranked):
         if lower.rank < higher.rank and lower.max_wait_s < higher.max_wait_s:
             yield Doubt(

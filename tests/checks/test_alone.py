@@ -63,8 +63,12 @@ def test_a_higher_class_that_may_wait_longer_than_a_lower_one() -> None:
     said = _doubt(classes=slow, rules=rules)
     assert said.startswith("[classes.interactive] max_wait_s: 300 is longer than that of class normal (120)")
     assert _said(classes=slow) == [], "nobody is of it"
-    same_rank = {"interactive": {"max_wait_s": 300, "rank": 10}}
+    same_rank = {"interactive": {"rank": 10}, "normal": {"max_wait_s": 300}}
     assert _said(classes=same_rank, rules=rules) == []
+    two = {"quick": {"rank": 10, "max_wait_s": 50}, "interactive": {"max_wait_s": 80}}
+    assert "longer than that of class quick (50)" in _doubt(
+        classes=two, rules=[*rules, {"class": "quick", "path": "*"}]
+    )
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,8 @@ def test_a_pin_that_leaves_room_for_nobody() -> None:
     )
     assert _said(_settings(models={"a": PIN}, vram_budget_bytes="10 GiB"), found) == []
     assert _said(_settings(models={"a": PIN}), found) == []
+    (said,) = _said(_settings(models={"a": PIN, "b": PIN}, vram_budget_bytes="8 GiB"), found)
+    assert said.startswith('[models."a:latest"] pinned: ')
 
 
 def test_pins_that_do_not_fit_together() -> None:
@@ -101,7 +103,12 @@ def test_who_has_no_room_beside_the_pins() -> None:
     assert said.startswith('[models."a:latest"] pinned: beside a:latest (3072 MiB) there is no room for ')
     assert "c:latest (6144 MiB) and d:latest (7168 MiB): " in said
     assert "b:latest" not in said
-    assert "a2" not in "".join(_said(settings, _found(a=3, a2=9))), "another name of the pinned model itself"
+
+
+def test_another_name_of_a_pinned_model_is_no_other_model() -> None:
+    settings = _settings(models={"a": PIN}, vram_budget_bytes="8 GiB")
+    found = {"a2:latest": Found("a2:latest", GIB, variant=Variant("a", "num_ctx=2")), **_found(a=3)}
+    assert _said(settings, found) == []
 
 
 def test_sizes_are_as_measured_where_they_were() -> None:

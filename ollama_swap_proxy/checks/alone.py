@@ -104,9 +104,10 @@ def _of_classes(settings: Settings) -> Iterator[Doubt]:
                 "these, or set class_header",
             )
     classes = settings.ticket_classes()
+    # Of one rank the shortest comes last, next to the ranks above.
     ranked = sorted((classes[name] for name in in_use), key=lambda klass: (klass.rank, -klass.max_wait_s))
     for lower, higher in pairwise(ranked):
-        if lower.rank < higher.rank and lower.max_wait_s < higher.max_wait_s:
+        if lower.max_wait_s < higher.max_wait_s:
             yield Doubt(
                 f"[classes.{higher.name}] max_wait_s",
                 f"{value_text(higher.max_wait_s)} is longer than that of class {lower.name} "

@@ -65,10 +65,9 @@ def test_a_higher_class_that_may_wait_longer_than_a_lower_one() -> None:
     assert _said(classes=slow) == [], "nobody is of it"
     same_rank = {"interactive": {"rank": 10}, "normal": {"max_wait_s": 300}}
     assert _said(classes=same_rank, rules=rules) == []
-    two = {"quick": {"rank": 10, "max_wait_s": 50}, "interactive": {"max_wait_s": 80}}
-    assert "longer than that of class quick (50)" in _doubt(
-        classes=two, rules=[*rules, {"class": "quick", "path": "*"}]
-    )
+    two = {"normal": {"max_wait_s": 50}, "slow": {"rank": 10, "max_wait_s": 100}, "interactive": {"max_wait_s": 80}}
+    said = _doubt(classes=two, rules=[*rules, {"class": "slow", "path": "*"}])
+    assert "longer than that of class normal (50)" in said
 
 
 @pytest.mark.parametrize(

@@ -256,7 +256,7 @@ class App:
         self, request: ClientRequest, endpoint: Endpoint, intent: Intent, plan: Plan, journey: Journey
     ) -> Ticket:
         caller = self._callers.identify(request.message.headers, request.client.address, endpoint.path, intent.name)
-        journey.client = caller.client
+        journey.client, journey.klass = caller.client, caller.klass.name
         keep_alive_s = intent.keep_alive_s
         return Ticket(
             id=journey.id,

@@ -29,7 +29,10 @@ _QUIET: Final = ("", "client_left")
 
 @dataclass(slots=True)
 class Journey:
-    """What the line of one request tells. Times are the loop's seconds. ``why`` it was passed on without a lease."""
+    """What the line of one request tells. Times are the loop's seconds. ``why`` it was passed on without a lease.
+
+    ``klass`` is its class, empty where it needs none.
+    """
 
     id: int
     method: str
@@ -37,6 +40,7 @@ class Journey:
     dialect: Dialect
     client: str
     began_at: float
+    klass: str = ""
     exchange: Exchange = field(default_factory=Exchange)
     model: str = ""
     gated: bool = False
@@ -93,6 +97,7 @@ def _line(journey: Journey) -> dict[str, object]:
         "path": journey.path.partition("?")[0],
         "dialect": journey.dialect,
         "client": journey.client,
+        "class": journey.klass,
         "model": journey.model,
         "status": exchange.status,
         "error": journey.error or ("cut" if exchange.cut else ""),

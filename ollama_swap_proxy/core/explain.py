@@ -53,6 +53,7 @@ class Explanation:
 
     model: str
     options: str
+    klass: str
     resident: bool
     prospect: str
     """A `Prospect`'s value."""
@@ -108,6 +109,7 @@ def explain(state: State, ticket: Ticket, now: float) -> Explanation:
     return Explanation(
         model=ticket.name,
         options=ticket.variant.options,
+        klass=ticket.klass.name,
         resident=there.residency.holds(ticket.variant) or there.residency.may_be_tried(ticket.variant.key),
         prospect=prospect.value,
         why=why,
@@ -133,9 +135,9 @@ def in_words(told: Explanation) -> str:
             "That would be a trial: all of them are drained before it, and it shows whether they fit together."
         )
     if told.expected_wait_s is not None:
-        lines.append(f"Expected wait: {told.expected_wait_s:g} s.")
+        lines.append(f"Expected wait: {told.expected_wait_s:g} s, in class {told.klass}.")
     elif prospect not in _TURNED_AWAY:
-        lines.append("Expected wait: it cannot be told.")
+        lines.append(f"Expected wait, in class {told.klass}: it cannot be told.")
     return "\n".join(lines)
 
 

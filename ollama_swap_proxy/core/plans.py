@@ -6,9 +6,10 @@ what may be together (`together`), choose (`victims`) or evict (`evicting`).
 
 from __future__ import annotations
 
+from ollama_swap_proxy.core import variants
 from ollama_swap_proxy.core.policy import VARIANTS_KEPT
 from ollama_swap_proxy.core.proofs import UNKNOWN_OPTIONS
-from ollama_swap_proxy.core.state import State, Swap
+from ollama_swap_proxy.core.state import Reload, State, Swap
 from ollama_swap_proxy.core.tickets import NO_TRAITS, Lease, Resident, Traits, Variant
 from ollama_swap_proxy.core.together import Facts, Member, Reason, may_be_together
 from ollama_swap_proxy.core.victims import Impossible, Victims, choose_victims
@@ -56,6 +57,7 @@ def aim(state: State, swap: Swap, target: Variant) -> None:
     swap.target = target
     swap.expected_victims = frozenset(victim.key for victim in evicted(state, target)) | asked
     swap.staying = chosen.staying - asked - {member.key for member in chosen.anew}
+    swap.reload = _reload(state, target) if target.key in swap.expected_victims else None
     swap.trial = chosen.answer.trial
     swap.declared = chosen.answer.reason is Reason.GROUP
     going = (*(each.member for each in chosen.returns), *chosen.anew)
@@ -68,7 +70,18 @@ def aim_in_aid_of(state: State, swap: Swap, target: Variant) -> None:
     resident = swap.target
     aim(state, swap, target)
     swap.target, swap.in_aid_of = resident, target
-    swap.undoes_spill, swap.trial, swap.declared = True, False, False
+    swap.undoes_spill, swap.trial, swap.declared, swap.reload = True, False, False, None
+
+
+def _reload(state: State, target: Variant) -> Reload:
+    head = state.line.oldest(target)
+    has = state.residency.options.get(target.key)
+    return Reload(
+        client="" if head is None else head.client,
+        ticket_id=None if head is None else head.id,
+        has=has,
+        changes=() if has is None else variants.changes(has, target.options),
+    )
 
 
 def blocking(state: State, swap: Swap) -> list[Lease]:

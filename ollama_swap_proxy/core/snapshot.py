@@ -5,7 +5,10 @@ Owns the shapes that the operator's pages and calls read, and nothing else reads
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from ollama_swap_proxy.core import bounds, granting, plans, waiting
 from ollama_swap_proxy.core.policy import Mode
@@ -25,6 +28,7 @@ class ResidentSeen:
     size_vram_bytes: int
     spilled_bytes: int
     options: str | None
+    pinned: bool
     leases: int
     leases_most: int
     leaving: bool
@@ -32,9 +36,19 @@ class ResidentSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class ClassSeen:
+    """The tickets of one class that wait for one variant."""
+
+    klass: str
+    waiting: int
+    longest_wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class LineSeen:
     """The tickets that wait for one variant; ``longest_wait_s`` is that of the first of them, ``expected_wait_s`` how
-    much longer the one that goes next is expected to wait, None where that cannot be told.
+    much longer the one that goes next is expected to wait, None where that cannot be told. ``classes``: by class, the
+    highest first.
     """
 
     key: str
@@ -43,6 +57,7 @@ class LineSeen:
     waiting: int
     longest_wait_s: float
     expected_wait_s: float | None
+    classes: tuple[ClassSeen, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +68,28 @@ class LeaseSeen:
     name: str
     key: str
     client: str
+    klass: str
     running_s: float
     silent_s: float
 
 
 @dataclass(frozen=True, slots=True)
+class ReloadSeen:
+    """Who has a resident model loaded anew: the client, the id of its request, and the options that differ, as in
+    ``num_ctx 4096 -> 8192``; none of these where it is unknown with which it was loaded.
+    """
+
+    client: str
+    request: int | None
+    changes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SwapSeen:
-    """The swap under way. ``overdue_s``: for how long its step is past its bound; 0 where it is not."""
+    """The swap under way. ``overdue_s``: for how long its step is past its bound; 0 where it is not.
+
+    ``beside``: who is to stay beside the target. ``trial``: whether it is being tried if they fit together.
+    """
 
     id: int
     target: str
@@ -70,6 +100,9 @@ class SwapSeen:
     overdue_s: float
     total_s: float
     victims: tuple[str, ...]
+    beside: tuple[str, ...]
+    trial: bool
+    reload: ReloadSeen | None
     waits_for_leases: tuple[int, ...]
 
 
@@ -135,6 +168,11 @@ class Snapshot:
     stopping: bool
 
 
+def json_members(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """Make a JSON object of what `dataclasses.asdict` gives: what Python cannot call ``class`` is called so there."""
+    return {"class" if name == "klass" else name: value for name, value in pairs}
+
+
 def take(state: State, now: float) -> Snapshot:
     """Draw the picture as of ``now`` (seconds, the scheduler's clock)."""
     residency = state.residency
@@ -147,6 +185,7 @@ def take(state: State, now: float) -> Snapshot:
             size_vram_bytes=resident.size_vram_bytes,
             spilled_bytes=resident.spilled_bytes,
             options=residency.options.get(resident.key),
+            pinned=plans.is_pinned(state, resident.key),
             leases=state.leases.running(resident.key),
             leases_most=granting.most_leases(state, Variant(resident.key, residency.options.get(resident.key, ""))),
             leaving=resident.key in residency.leaving,
@@ -160,6 +199,7 @@ def take(state: State, now: float) -> Snapshot:
             name=lease.ticket.name,
             key=lease.ticket.variant.key,
             client=lease.ticket.client,
+            klass=lease.ticket.klass.name,
             running_s=round(now - lease.granted_at, 3),
             silent_s=round(now - lease.moved_at, 3),
         )
@@ -204,9 +244,19 @@ def _lines(state: State, now: float) -> tuple[LineSeen, ...]:
             waiting=len(state.line.waiting_for(oldest.variant)),
             longest_wait_s=round(now - oldest.arrived_at, 3),
             expected_wait_s=_wait_s(grants, granting.next_ticket(state, oldest.variant, now), now),
+            classes=_classes(state, oldest.variant, now),
         )
         for oldest in map(state.line.oldest, state.line.variants())
         if oldest is not None
+    )
+
+
+def _classes(state: State, variant: Variant, now: float) -> tuple[ClassSeen, ...]:
+    count = Counter(ticket.klass.name for ticket in state.line.waiting_for(variant))
+    highest_first = sorted(state.line.oldest_by_class(variant), key=lambda ticket: -ticket.klass.rank)
+    return tuple(
+        ClassSeen(oldest.klass.name, count[oldest.klass.name], round(now - oldest.arrived_at, 3))
+        for oldest in highest_first
     )
 
 
@@ -231,6 +281,7 @@ def _swap(state: State, now: float) -> SwapSeen | None:
     if swap is None:
         return None
     names = {resident.key: resident.name for resident in state.residency.residents.values()}
+    reload = swap.reload
     return SwapSeen(
         id=swap.id,
         target=swap.name,
@@ -241,5 +292,8 @@ def _swap(state: State, now: float) -> SwapSeen | None:
         overdue_s=round(max(0.0, now - bounds.step_ends_at(state, swap)), 3),
         total_s=round(now - swap.decided_at, 3),
         victims=tuple(names.get(key, key) for key in sorted(swap.expected_victims)),
+        beside=tuple(names.get(key, key) for key in sorted(swap.staying)),
+        trial=swap.trial,
+        reload=None if reload is None else ReloadSeen(reload.client, reload.ticket_id, reload.changes),
         waits_for_leases=tuple(lease.ticket.id for lease in plans.blocking(state, swap)),
     )

@@ -36,6 +36,20 @@ class Phase(Enum):
     CONFIRMING = "confirming"
 
 
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Why a model is loaded anew though it is resident: who wants other options, and which; `variants.changes`.
+
+    ``client`` and ``ticket_id`` are those of the oldest ticket for the target, ``""`` and None where nobody waits.
+    ``has`` are the options that the resident has, None where they are unknown.
+    """
+
+    client: str
+    ticket_id: int | None
+    has: str | None
+    changes: tuple[str, ...]
+
+
 @dataclass(slots=True)
 class Swap:
     """The one change of residents that is under way. Times are those of `handle`, in seconds."""
@@ -74,6 +88,8 @@ class Swap:
     """Whether it is unknown that they fit together: then nobody is served meanwhile."""
     declared: bool = False
     """Whether all of them are one group of the operator's: then a trial that fails is only told."""
+    reload: Reload | None = None
+    """Set where the target's own key is one of the victims, for other options."""
     returning: tuple[Variant, ...] = ()
     """Pinned models that go for the target and come back beside it."""
     in_aid_of: Variant | None = None

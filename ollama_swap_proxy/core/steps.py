@@ -44,6 +44,21 @@ def forget(state: State, swap: Swap, now: float) -> None:
         state.last_swap_ended_at = now
 
 
+def say_reload(state: State, swap: Swap) -> None:
+    """Name the client and the options because of which a model that is resident is loaded anew, if it is."""
+    reload = swap.reload
+    if reload is not None:
+        state.say(
+            "variant_reload",
+            model=swap.name,
+            client=reload.client,
+            request=reload.ticket_id,
+            changes=list(reload.changes),
+            wanted=swap.target.options,
+            has="unknown" if reload.has is None else reload.has,
+        )
+
+
 def is_asked_for(state: State, swap: Swap, now: float, *, goes_on_by_itself: bool = False) -> bool:
     """Say whether the swap goes on as it is: somebody waits for its target.
 
@@ -60,6 +75,7 @@ def is_asked_for(state: State, swap: Swap, now: float, *, goes_on_by_itself: boo
         swap.name, swap.reason, swap.asker_left_at = other.name, "request", None
         swap.undoes_spill = swap.withdraws = False
         swap.in_aid_of = None
+        say_reload(state, swap)
         if swap.phase is not Phase.DRAINING:
             # Leases on the old target were none of its victims'; they are of the new one's.
             enter(state, swap, Phase.DRAINING, now)

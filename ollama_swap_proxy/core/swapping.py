@@ -53,11 +53,7 @@ def _begin(state: State, swap: Swap, turn_ended: str) -> None:
         trial=swap.trial,
         waiting=len(state.line),
     )
-    if target.key in swap.expected_victims and swap.in_aid_of is None:
-        head = state.line.oldest(target)
-        client = head.client if head else ""
-        has = state.residency.options.get(target.key, "unknown")
-        state.say("variant_reload", model=name, client=client, wanted=target.options, has=has)
+    steps.say_reload(state, swap)
     blocking = plans.blocking(state, swap)
     if blocking:
         state.say("drain_started", waits_for=[lease.ticket.id for lease in blocking])

@@ -21,7 +21,7 @@ from ollama_swap_proxy.config import Settings
 from ollama_swap_proxy.core import events
 from ollama_swap_proxy.core.explain import Explanation, in_words
 from ollama_swap_proxy.core.policy import Mode
-from ollama_swap_proxy.core.snapshot import Snapshot
+from ollama_swap_proxy.core.snapshot import Snapshot, json_members
 from ollama_swap_proxy.errors import ProxyError
 
 Explain = Callable[[str], Awaitable[Explanation | str]]
@@ -83,7 +83,7 @@ def operator_app(
 
     async def show_snapshot(_: web.Request) -> web.Response:
         about = {"version": __version__, "upstream": upstream, "uptime_s": round(time.monotonic() - started, 3)}
-        return web.json_response({**about, **dataclasses.asdict(snapshot())})
+        return web.json_response({**about, **dataclasses.asdict(snapshot(), dict_factory=json_members)})
 
     async def show_explanation(request: web.Request) -> web.Response:
         model = request.query.get("model", "")
@@ -95,7 +95,7 @@ def operator_app(
             return web.json_response({"error": error.message}, status=error.status)
         if isinstance(told, str):
             return web.json_response({"error": told}, status=404)
-        return web.json_response({**dataclasses.asdict(told), "text": in_words(told)})
+        return web.json_response({**dataclasses.asdict(told, dict_factory=json_members), "text": in_words(told)})
 
     app = web.Application(middlewares=[_only_for(HostGuard(settings.admin, settings.allowed_hosts))])
     app.add_routes([web.get("/healthz", healthz), web.get("/readyz", readyz), web.get("/v1/snapshot", show_snapshot)])

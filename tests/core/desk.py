@@ -96,9 +96,9 @@ class Desk:
         self.now += seconds
         self.tell(events.TimePassed())
 
-    def serve(self, key: str, options: str = "") -> int:
+    def serve(self, key: str, options: str = "", klass: TicketClass = NORMAL) -> int:
         """Bring a model in by a swap that works, its first request being answered since; return the lease's id."""
-        ticket_id = self.arrive(key, options)
+        ticket_id = self.arrive(key, options, klass=klass)
         self.report()
         self.loaded(key, options=options)
         self.report(key)

@@ -36,7 +36,8 @@ def test_a_resident_model_with_a_free_lease_is_served_at_once() -> None:
     told = explained(serving(), "a")
     assert (told.prospect, told.resident, told.victims, told.expected_wait_s) == ("granted", True, (), 0.0)
     assert in_words(told) == (
-        "A request for a would be served at once: it is resident, and a lease is free.\nExpected wait: 0 s."
+        "A request for a would be served at once: it is resident, and a lease is free.\n"
+        "Expected wait: 0 s, in class normal."
     )
 
 

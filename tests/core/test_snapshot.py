@@ -6,8 +6,10 @@ import dataclasses
 import json
 
 from ollama_swap_proxy.core import events
+from ollama_swap_proxy.core.classes import TicketClass
 from ollama_swap_proxy.core.policy import Policy
 from ollama_swap_proxy.core.scheduler import Scheduler
+from ollama_swap_proxy.core.snapshot import ClassSeen, ReloadSeen, json_members
 from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Variant
 from tests.core.desk import Desk
 
@@ -67,9 +69,10 @@ def test_the_turn_says_which_model_is_next_and_when_the_present_one_makes_room()
 def test_it_is_plain_json() -> None:
     scheduler = _scheduler()
     scheduler.handle(events.Arrived(_ticket(1, "b", 0.2)), 0.2)
-    picture = json.loads(json.dumps(dataclasses.asdict(scheduler.snapshot(0.3))))
+    picture = json.loads(json.dumps(dataclasses.asdict(scheduler.snapshot(0.3), dict_factory=json_members)))
     assert picture["swap"]["target"] == "b:latest"
     assert picture["swap"]["victims"] == ["a:latest"]
+    assert picture["lines"][0]["classes"] == [{"class": "normal", "waiting": 1, "longest_wait_s": 0.1}]
 
 
 def test_a_swap_shows_which_running_requests_it_waits_for() -> None:
@@ -106,3 +109,77 @@ def test_a_model_that_resisted_shows_until_its_pause_ends() -> None:
     assert seen.swap is None
     assert [line.waiting for line in seen.lines] == [1]
     assert desk.scheduler.snapshot(desk.now + 31.0).resisting == ()
+
+
+def test_who_runs_and_who_waits_is_shown_with_its_class_the_highest_first() -> None:
+    batch, interactive = TicketClass("batch", 0, 1800.0), TicketClass("interactive", 20, 60.0)
+    desk = Desk()
+    desk.serve("a", klass=batch)
+    for klass in (batch, interactive, batch):
+        desk.later(1.0)
+        desk.arrive("b", klass=klass)
+    seen = desk.scheduler.snapshot(desk.now)
+    assert [lease.klass for lease in seen.leases] == ["batch"]
+    (line,) = seen.lines
+    assert line.classes == (
+        ClassSeen("interactive", 1, 1.003),
+        ClassSeen("batch", 2, line.longest_wait_s),
+    )
+
+
+def test_a_swap_shows_who_stays_beside_its_target_and_whether_that_is_a_trial() -> None:
+    desk = Desk()
+    desk.release(desk.serve("e"))
+    desk.arrive("a")
+    desk.report("e")
+    seen = desk.scheduler.snapshot(desk.now)
+    assert seen.swap is not None
+    assert (seen.swap.beside, seen.swap.trial, seen.swap.victims, seen.swap.reload) == (("e",), True, (), None)
+
+
+def test_residents_show_whether_they_are_pinned() -> None:
+    desk = Desk()
+    desk.report("pin", "a")
+    assert {each.name: each.pinned for each in desk.scheduler.snapshot(desk.now).residents} == {"pin": True, "a": False}
+
+
+def test_a_swap_that_is_a_reload_shows_who_wants_which_other_option() -> None:
+    desk = Desk()
+    desk.release(desk.serve("a", options="num_ctx=4096"))
+    desk.later(1.0)
+    desk.report("a")
+    ticket = desk.arrive("a", options="num_ctx=8192", client="greedy")
+    swap = desk.scheduler.snapshot(desk.now).swap
+    assert swap is not None
+    assert swap.reload == ReloadSeen("greedy", ticket, ("num_ctx 4096 -> 8192",))
+    (said,) = desk.said("variant_reload")
+    assert (said["client"], said["request"], said["changes"]) == ("greedy", ticket, ["num_ctx 4096 -> 8192"])
+
+
+def test_a_swap_turned_over_to_another_model_is_no_reload_any_more() -> None:
+    desk = Desk()
+    desk.serve("a", options="num_ctx=4096")
+    left = desk.arrive("a", options="num_ctx=8192")
+    desk.later(11.0)
+    desk.report("a")
+    assert desk.phase == "draining"
+    desk.arrive("b")
+    desk.tell(events.Abandoned(left))
+    swap = desk.scheduler.snapshot(desk.now).swap
+    assert swap is not None
+    assert (swap.target, swap.reload) == ("b", None)
+
+
+def test_a_swap_turned_over_to_other_options_becomes_a_reload() -> None:
+    desk = Desk()
+    desk.serve("a", options="num_ctx=4096")
+    left = desk.arrive("b")
+    desk.later(11.0)
+    desk.report("a")
+    assert desk.phase == "draining"
+    ticket = desk.arrive("a", options="num_ctx=8192", client="greedy")
+    desk.tell(events.Abandoned(left))
+    swap = desk.scheduler.snapshot(desk.now).swap
+    assert swap is not None
+    assert swap.reload == ReloadSeen("greedy", ticket, ("num_ctx 4096 -> 8192",))
+    assert [said["request"] for said in desk.said("variant_reload")] == [ticket]

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from ollama_swap_proxy.core import endpoints
-from ollama_swap_proxy.core.variants import load_recipe, variant_options
+from ollama_swap_proxy.core.variants import changes, load_recipe, variant_options
 
 
 @pytest.mark.parametrize(
@@ -82,3 +82,22 @@ def test_what_no_empty_request_loads_is_loaded_by_its_first_request():
     assert recipe(endpoints.CHAT, {"num_ctx": float("inf")}) is None
     assert recipe(endpoints.CHAT, {"num_ctx": 10**400}) is None
     assert recipe(endpoints.CHAT, {"num_ctx": "big"}) is None
+
+
+@pytest.mark.parametrize(
+    ("has", "wanted", "differs"),
+    [
+        ("num_ctx=4096", "num_ctx=8192", ("num_ctx 4096 -> 8192",)),
+        ("", "num_ctx=8192", ("num_ctx default -> 8192",)),
+        ("num_ctx=1,shift=false", "num_ctx=1,num_gpu=0", ("shift false -> default", "num_gpu default -> 0")),
+        ("adapters=ab+cd", "adapters=ef", ("adapters ab+cd -> ef",)),
+        ("num_ctx=1", "num_ctx=1", ()),
+    ],
+)
+def test_what_differs_between_two_spellings_is_told_by_option(has, wanted, differs):
+    assert changes(has, wanted) == differs
+
+
+def test_other_adapters_are_another_variant():
+    assert variant_options({"num_ctx": 1}, {}, ("sha256-" + "a" * 20,)) == "num_ctx=1,adapters=" + "a" * 12
+    assert variant_options({}, {}, ("x" * 12, "y" * 13)) == f"adapters={'x' * 12}+{'y' * 12}"

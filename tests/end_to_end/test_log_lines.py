@@ -16,7 +16,20 @@ from ollama_swap_proxy.simulator.models import LoadFailure
 from tests.end_to_end.stage import eventually, generate, staged
 
 FIELDS = {
-    *("id", "method", "path", "dialect", "client", "model", "status", "error", "passed", "waited_s", "swapped"),
+    *(
+        "id",
+        "method",
+        "path",
+        "dialect",
+        "client",
+        "class",
+        "model",
+        "status",
+        "error",
+        "passed",
+        "waited_s",
+        "swapped",
+    ),
     *("first_byte_s", "total_s", "request_bytes", "response_bytes", "event", "log_level"),
 }
 
@@ -34,7 +47,7 @@ async def test_each_gated_request_has_one_line(stage, lines):
     assert line["response_bytes"] == len(answer.body)
     assert line["request_bytes"] == len(json.dumps(generate("a", 5, stream=False)))
     assert 0 < line["waited_s"] < line["first_byte_s"] <= line["total_s"] < 5
-    assert line["client"] == "127.0.0.1"
+    assert (line["client"], line["class"]) == ("127.0.0.1", "normal")
 
 
 async def test_a_warm_request_waited_for_nothing_and_swapped_nothing(stage, lines):
@@ -87,6 +100,25 @@ async def test_every_step_of_a_swap_is_told_with_its_reason(stage, lines):
     assert steps[0]["target"] == "b:latest"
     assert steps[1]["reason"] == "request"
     assert steps[-1]["outcome"] == "loaded"
+
+
+async def test_a_reload_names_the_option_the_client_and_the_request_in_the_log_and_the_snapshot(stage, lines):
+    await stage.served("a", options={"num_ctx": 4096})
+    async with stage.streaming("a", 200, options={"num_ctx": 4096}):
+        asked = stage.begin("a", options={"num_ctx": 8192}, keep_alive="5m")
+        await eventually(lambda: stage.snapshot.swap or lines[-1]["event"] == "variant_reload", 15)
+        reload = stage.snapshot.swap.reload
+    answer = await asked
+    assert answer.status == 200
+    (told,) = [line for line in lines if line["event"] == "variant_reload"]
+    request = requests(lines)[-1]
+    assert (told["changes"], told["client"], told["request"]) == (
+        ["num_ctx 4096 -> 8192"],
+        "127.0.0.1",
+        request["id"],
+    )
+    assert (reload.changes, reload.client, reload.request) == (tuple(told["changes"]), told["client"], told["request"])
+    assert stage.loads == ["a", "a"]
 
 
 CANARY = "xyzzy-plugh-4711"

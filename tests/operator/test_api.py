@@ -28,7 +28,21 @@ from ollama_swap_proxy.errors import ProxyError
 from ollama_swap_proxy.operator.api import oldest_report_s, operator_app, unready_reasons
 
 OLDEST_S = oldest_report_s(Settings())
-SWAP = SwapSeen(1, "b:latest", "", "request", "evicting", 100.0, 0.0, 200.0, ("a:latest",), ())
+SWAP = SwapSeen(
+    1,
+    "b:latest",
+    "",
+    "request",
+    "evicting",
+    100.0,
+    0.0,
+    200.0,
+    ("a:latest",),
+    (),
+    trial=False,
+    reload=None,
+    waits_for_leases=(),
+)
 
 
 def _nobody(_event: object) -> None:
@@ -94,6 +108,7 @@ async def test_the_routes_answer_from_the_snapshot_of_the_moment():
         assert shown["residents"][0] | {"name": "a:latest", "spilled_bytes": 40} == shown["residents"][0]
         assert shown["swap"]["target"] == "b:latest"
         assert shown["lines"][0]["waiting"] == 1
+        assert shown["lines"][0]["classes"][0]["class"] == "normal"
         assert shown["upstream"] == "http://127.0.0.1:11434"
         assert (await client.get("/readyz")).status == 200
         picture = seen(stopping=True)
@@ -124,6 +139,7 @@ async def test_an_explanation_is_told_as_data_and_in_words():
         answer = await client.get("/v1/explain", params={"model": "qwen3:8b"})
         told = await answer.json()
         assert (answer.status, told["model"], told["prospect"]) == (200, "qwen3:8b", "held_off")
+        assert told["class"] == "normal"
         assert told["text"].startswith("A request for qwen3:8b would wait, held off: what is resident is unknown")
 
 

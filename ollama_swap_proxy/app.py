@@ -44,6 +44,9 @@ FRESH_ENTRY_S: Final = 1.0
 PLANS_KEPT: Final = 1024
 """For so many pairs of endpoint and model the variant and load recipe of a request without options are remembered."""
 
+WAITED_LINES: Final = b"X-Ollama-Swap-Proxy-Waited: %.3f\r\nX-Ollama-Swap-Proxy-Swapped: %b\r\n"
+"""What an answer tells of its request with `response_headers`: seconds, and whether a swap was made meanwhile."""
+
 _NO_HEADERS: Final = CIMultiDictProxy(CIMultiDict[str]())
 
 LIBRARY_BODY_LIMIT_BYTES: Final = 256 * 1024
@@ -232,6 +235,8 @@ class App:
             finally:
                 request.client.end_waiting()
         journey.waited_s, journey.swapped = held.granted_at - ticket.arrived_at, held.swapped
+        if self._settings.response_headers:
+            exchange.own_lines = WAITED_LINES % (journey.waited_s, b"true" if held.swapped else b"false")
         failed = True
         try:
             answer = await self._relay.forward(

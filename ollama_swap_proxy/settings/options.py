@@ -134,6 +134,11 @@ class Settings(BaseModel):
     """A header by which a request says how many seconds it would wait, fractions allowed, where that is less than
     give_up_after_s. 0 in it: not at all. What is no such number counts as not sent. Empty (in the file only): none."""
 
+    response_headers: bool = False
+    """true: the answer to a request that had a lease says in X-Ollama-Swap-Proxy-Waited for how many seconds it waited,
+    and in X-Ollama-Swap-Proxy-Swapped whether a swap was made meanwhile (true or false). false: no header is added, so
+    that an answer is as Ollama gave it."""
+
     load_timeout_s: Seconds = 600
     """How long a model may take to load before those who wait for it are answered 504. Twice Ollama's own
     OLLAMA_LOAD_TIMEOUT (5 min)."""

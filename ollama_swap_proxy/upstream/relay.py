@@ -52,6 +52,7 @@ class Exchange:
 
     ``request_bytes`` and ``response_bytes`` are body bytes without framing; ``response_bytes`` is final only at the
     end. ``first_byte_at`` is when the final answer's head came (Ollama sends none before its first token).
+    ``own_lines`` are header lines of ours that the answer gets.
     """
 
     request_bytes: int = 0
@@ -62,6 +63,7 @@ class Exchange:
     upstream_reused: bool = False
     streamed: bool = False
     cut: bool = False
+    own_lines: bytes = b""
 
 
 class Relay:
@@ -292,9 +294,9 @@ class _Crossing:
         """Pass the head on, with the lines of ours where they are due."""
         streamed = bool(message.chunked or (message.should_close and "Content-Length" not in message.headers))
         self._client.answer_begun = True
-        lines = b""
+        lines = self._record.own_lines
         if streamed and self._unbuffered and "X-Accel-Buffering" not in message.headers:
-            lines = NOT_BUFFERED
+            lines += NOT_BUFFERED
         if not message.should_close and message.version is HttpVersion11 and self._client.is_closing_down():
             lines += CLOSING
         transport = self._client.transport

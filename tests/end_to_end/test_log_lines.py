@@ -106,7 +106,7 @@ async def test_a_reload_names_the_option_the_client_and_the_request_in_the_log_a
     await stage.served("a", options={"num_ctx": 4096})
     async with stage.streaming("a", 200, options={"num_ctx": 4096}):
         asked = stage.begin("a", options={"num_ctx": 8192}, keep_alive="5m")
-        await eventually(lambda: stage.snapshot.swap or lines[-1]["event"] == "variant_reload", 15)
+        await eventually(lambda: stage.snapshot.swap, 15)
         reload = stage.snapshot.swap.reload
     answer = await asked
     assert answer.status == 200

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.end_to_end.stage import Stage, eventually, staged, within
+from tests.end_to_end.stage import Stage, eventually, generate, staged, within
 
 AT_ONCE_S = 0.1
 """A few milliseconds; room for a busy machine. The swap that is under way takes far longer."""
@@ -73,3 +73,30 @@ async def test_the_answers_of_the_second_listener_are_its_own_and_need_no_upstre
     async with stage.session.get(stage.service.admin_url / "readyz") as answer:
         assert answer.status == 503
         assert "upstream does not answer" in (await answer.json())["reasons"][0]
+
+
+WAITED, SWAPPED = "X-Ollama-Swap-Proxy-Waited", "X-Ollama-Swap-Proxy-Swapped"
+
+
+async def test_an_answer_says_what_its_request_waited_for_only_where_that_is_wished(lines):
+    async with staged(response_headers=True) as stage:
+        cold = await stage.ask("a")
+        streamed = await stage.post("/api/generate", generate("a"))
+        unknown = await stage.ask("nobody")
+        listed = await stage.request("GET", "/api/tags")
+    told = [line for line in lines if line["event"] == "request" and line["log_level"] == "info"]
+    assert abs(float(cold.headers[WAITED]) - told[0]["waited_s"]) <= 0.001
+    assert float(cold.headers[WAITED]) > 0.01, "a load took place"
+    assert cold.headers[SWAPPED] == "true"
+    assert (float(streamed.headers[WAITED]) < AT_ONCE_S, streamed.headers[SWAPPED]) == (True, "false")
+    assert streamed.headers["X-Accel-Buffering"] == "no"
+    assert streamed.body.endswith(b"}\n")
+    for answer in (unknown, listed):
+        assert WAITED not in answer.headers
+        assert SWAPPED not in answer.headers
+
+
+async def test_no_header_is_added_to_answers_by_default(stage):
+    answer = await stage.ask("a")
+    assert WAITED not in answer.headers
+    assert SWAPPED not in answer.headers

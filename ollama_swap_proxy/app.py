@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -18,20 +16,21 @@ from aiohttp.web_protocol import RequestPayloadError
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from ollama_swap_proxy.access import TURNED_AWAY, HostGuard
-from ollama_swap_proxy.bodies import SYNCHRONOUS_LIMIT_BYTES, Body, read_at_once, read_intent
+from ollama_swap_proxy.bodies import SYNCHRONOUS_LIMIT_BYTES, Body, library_names, read_at_once, read_intent
 from ollama_swap_proxy.callers import Callers
 from ollama_swap_proxy.config import Settings
-from ollama_swap_proxy.core import endpoints, events, json_fields, names
+from ollama_swap_proxy.core import endpoints, events, names
 from ollama_swap_proxy.core.endpoints import Endpoint
 from ollama_swap_proxy.core.explain import Explanation
 from ollama_swap_proxy.core.requests import Intent, Kind, surely_refused_by
-from ollama_swap_proxy.core.tickets import LoadRecipe, Ticket, Traits, Variant
-from ollama_swap_proxy.core.variants import load_recipe, variant_options
+from ollama_swap_proxy.core.tickets import Ticket
 from ollama_swap_proxy.errors import ProxyError
 from ollama_swap_proxy.gate import Gate
 from ollama_swap_proxy.journal import Journal, Journey
 from ollama_swap_proxy.listener.answers import Answer, OwnAnswer
 from ollama_swap_proxy.listener.request import ClientRequest
+from ollama_swap_proxy.num_ctx import LeastNumCtx
+from ollama_swap_proxy.plan import Plan, make_plan
 from ollama_swap_proxy.upstream.catalog import Catalog, Entry
 from ollama_swap_proxy.upstream.control import ControlError
 from ollama_swap_proxy.upstream.relay import Relay
@@ -53,16 +52,6 @@ LIBRARY_BODY_LIMIT_BYTES: Final = 256 * 1024
 """A pull, create, copy or delete names its model in a small body; of a larger one we only know that it came."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a request needs: which variant, and the empty request by which we could load it. ``name`` is as on disk."""
-
-    name: str
-    variant: Variant
-    recipe: LoadRecipe | None
-    traits: Traits
-
-
 class App:
     """The handler of the proxy port."""
 
@@ -75,6 +64,7 @@ class App:
         self._at_once_bytes = min(SYNCHRONOUS_LIMIT_BYTES, settings.body_limit_bytes or SYNCHRONOUS_LIMIT_BYTES)
         self._settings = settings
         self._callers = Callers(settings)
+        self._least_num_ctx = LeastNumCtx(settings)
         self._plans: dict[tuple[Endpoint, str, str], Plan] = {}
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger("app")
@@ -137,7 +127,8 @@ class App:
             return f"Ollama has no model {model}: requests for it are passed on at once, for Ollama to answer"
         traits = self._catalog.traits(entry)
         endpoint = endpoints.EMBED if traits.embedder else endpoints.GENERATE
-        plan = _make_plan(endpoint, {}, entry, traits)
+        given = self._least_num_ctx.asked_by_all(parsed.canonical, entry.parameters)
+        plan = make_plan(endpoint, given, entry, traits)
         caller = self._callers.identify(_NO_HEADERS, "", endpoint.path, parsed.canonical)
         ticket = Ticket(
             0, plan.variant, plan.name, self._loop.time(), plan.recipe, klass=caller.klass, traits=plan.traits
@@ -162,6 +153,8 @@ class App:
                 intent = await read_intent(endpoint, request.message.path, request.headers, stored)
                 kept = stored.as_bytes() if stored.in_memory else stored
             journey.model = intent.name or intent.model
+            if intent.name in self._least_num_ctx.names and isinstance(kept, bytes):
+                intent, kept = await self._with_least_num_ctx(endpoint, intent, kept, journey)
             entry, plan = None, None
             if intent.kind is Kind.LEASE:
                 entry = self._catalog.cached(intent.name)
@@ -176,6 +169,20 @@ class App:
         finally:
             if stored is not None:
                 stored.close()
+
+    async def _with_least_num_ctx(
+        self, endpoint: Endpoint, intent: Intent, body: bytes, journey: Journey
+    ) -> tuple[Intent, bytes]:
+        """Raise the context that a request asks for, where the operator wants that; else return it as it is."""
+        entry = self._catalog.cached(intent.name) or await self._find(intent.name)
+        if intent.kind is not Kind.LEASE or entry is None:
+            return intent, body
+        raised = await self._least_num_ctx.raised(endpoint, intent, entry.parameters, body)
+        if raised is None:
+            return intent, body
+        journey.changed = f"num_ctx={raised[0].options['num_ctx']}"
+        journey.exchange.resized = True
+        return raised
 
     async def _bypassed(self, request: ClientRequest, endpoint: Endpoint, journey: Journey) -> Answer:
         """Relay in bypass mode. It is counted as a lease where it can be told for which model; nothing is rejected for
@@ -278,13 +285,13 @@ class App:
 
     def _plan(self, endpoint: Endpoint, intent: Intent, entry: Entry) -> Plan:
         if intent.options:
-            return _make_plan(endpoint, intent.options, entry, self._catalog.traits(entry))
+            return make_plan(endpoint, intent.options, entry, self._catalog.traits(entry))
         key = (endpoint, entry.spelled, entry.digest)
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= PLANS_KEPT:
                 self._plans.clear()
-            plan = self._plans[key] = _make_plan(endpoint, intent.options, entry, self._catalog.traits(entry))
+            plan = self._plans[key] = make_plan(endpoint, intent.options, entry, self._catalog.traits(entry))
         return plan
 
     async def _change_library(self, request: ClientRequest, journey: Journey) -> Answer:
@@ -295,7 +302,7 @@ class App:
             body = Body(LIBRARY_BODY_LIMIT_BYTES)
             await _read(request, body, b"")
             kept = body.as_bytes()
-            changed = _names_in(kept)
+            changed = library_names(kept)
         try:
             return await self._relay.forward(request, kept, record=journey.exchange, unbuffered=True)
         finally:
@@ -331,19 +338,3 @@ def _why_no_lease(endpoint: Endpoint, intent: Intent, entry: Entry | None) -> st
     if surely_refused_by(intent, entry.capabilities or None):
         return f"{endpoint.path} is not among the model's capabilities"
     return ""
-
-
-def _make_plan(endpoint: Endpoint, given: Mapping[str, object], entry: Entry, traits: Traits) -> Plan:
-    options = variant_options(entry.parameters, given, entry.adapters)
-    recipe = load_recipe(endpoint, entry.spelled, given, entry.capabilities or None)
-    return Plan(entry.spelled, Variant(entry.key, options), recipe, traits)
-
-
-def _names_in(body: bytes) -> set[str | None]:
-    """Return the canonical names that a library request speaks of; None among them stands for "any"."""
-    try:
-        fields = json_fields.read(body)
-    except (json_fields.BadJSON, json_fields.TooDeep):
-        return {None}
-    given = [fields.plain(key) for key in ("model", "name", "destination")]
-    return {names.canonical(name) for name in given if isinstance(name, str) and name} or {None}

@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl
 
 import zstandard
 
-from ollama_swap_proxy.core import forms, json_fields, requests
+from ollama_swap_proxy.core import forms, json_fields, names, requests
 from ollama_swap_proxy.core.endpoints import Endpoint
 from ollama_swap_proxy.core.skeleton import VALUE_LIMIT_BYTES, Skeleton, Unreadable
 from ollama_swap_proxy.errors import ProxyError
@@ -181,6 +181,16 @@ def read_at_once(endpoint: Endpoint, headers: Mapping[str, str], data: bytes) ->
 def _is_zstd(endpoint: Endpoint, headers: Mapping[str, str]) -> bool:
     """Say whether Ollama inflates a body: exactly this spelling, and only on /v1 (transcript encodings)."""
     return endpoint.takes_zstd and headers.get("Content-Encoding") == "zstd"
+
+
+def library_names(body: bytes) -> set[str | None]:
+    """Return the canonical names that a library request speaks of; None among them stands for "any"."""
+    try:
+        fields = json_fields.read(body)
+    except (json_fields.BadJSON, json_fields.TooDeep):
+        return {None}
+    given = [fields.plain(key) for key in ("model", "name", "destination")]
+    return {names.canonical(name) for name in given if isinstance(name, str) and name} or {None}
 
 
 async def _read_in_slices(endpoint: Endpoint, slices: AsyncIterator[bytes]) -> requests.Intent:

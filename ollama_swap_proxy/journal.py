@@ -31,7 +31,7 @@ _QUIET: Final = ("", "client_left")
 class Journey:
     """What the line of one request tells. Times are the loop's seconds. ``why`` it was passed on without a lease.
 
-    ``klass`` is its class, empty where it needs none.
+    ``klass`` is its class, empty where it needs none. ``changed`` is what was changed in its body.
     """
 
     id: int
@@ -41,6 +41,7 @@ class Journey:
     client: str
     began_at: float
     klass: str = ""
+    changed: str = ""
     exchange: Exchange = field(default_factory=Exchange)
     model: str = ""
     gated: bool = False
@@ -102,6 +103,7 @@ def _line(journey: Journey) -> dict[str, object]:
         "status": exchange.status,
         "error": journey.error or ("cut" if exchange.cut else ""),
         "passed": journey.why,
+        "changed": journey.changed,
         "waited_s": _rounded(journey.waited_s),
         "swapped": journey.swapped,
         "first_byte_s": None if first_byte_at is None else _rounded(first_byte_at - journey.began_at),

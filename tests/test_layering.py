@@ -32,6 +32,8 @@ RANKS = {
     "upstream": 4,
     "checks": 5,
     "gate": 5,
+    "num_ctx": 5,
+    "plan": 5,
     "journal": 5,
     "operator": 6,
     "app": 6,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from enum import Enum
 
 from ollama_swap_proxy.core import json_fields
@@ -68,8 +68,13 @@ class Unreadable(Exception):  # noqa: N818 -- a finding about a body, no failure
 class Skeleton:
     """The reducer: feed it the body in slices of any size, then read `fields`."""
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, placed: Collection[str] = ()) -> None:
+        """``placed`` are fields and kept members of which `places` tells where their values stand."""
         self._rules = rules
+        self._placed = placed
+        self._before = 0
+        self.places: dict[str, list[tuple[int, int]]] = {}
+        """By name, of all values in the order sent: the offsets in the body of their first byte and behind the last."""
         self._kept: dict[str, deque[_Kept]] = {}
         self._data = b""
         self._position = 0
@@ -82,6 +87,7 @@ class Skeleton:
 
     def feed(self, data: bytes) -> Iterator[None]:
         """Take in the next slice; yields between portions of bounded work. The iterator must be run to its end."""
+        self._before += self._position
         self._data = self._data[self._position :] + data
         self._position = 0
         while not self.is_finished:
@@ -133,7 +139,13 @@ class Skeleton:
                 raise _WrongStructureError
             self._position += 1
             rule = rules.get(name)
-            value = yield from self._value(rule)
+            if name in self._placed:
+                yield from self._token()
+                start = self._before + self._position
+                value = yield from self._value(rule)
+                self.places.setdefault(name, []).append((start, self._before + self._position))
+            else:
+                value = yield from self._value(rule)
             if rule is not None:
                 keep(name, value)
             token = yield from self._token()

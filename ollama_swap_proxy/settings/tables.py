@@ -15,6 +15,7 @@ from ollama_swap_proxy.settings.values import (
     ClassName,
     ClientNetworks,
     ConditionName,
+    CountOrZero,
     Globs,
     Groups,
     HeaderGlobs,
@@ -102,6 +103,13 @@ class ModelTable(_Table):
     groups: Groups = ()
     """Names of groups: models that share one may be resident together, whatever residency says. Their first load in
     each order is a trial, whose failure is only logged."""
+
+    min_num_ctx: CountOrZero = 0
+    """Requests of Ollama's own routes (/api/...) that ask for a smaller num_ctx than this, or for none where the model
+    has no such PARAMETER of at least so much, are sent with this one: the only case in which a body is changed. So
+    clients with different ones share one runner instead of making Ollama load the model for each in turn. Name what the
+    largest of them need; it holds under this name of the model only. /v1 cannot name a num_ctx: where clients use both,
+    give the model itself PARAMETER num_ctx, too. 0: every body stays as it was sent."""
 
 
 BUILT_IN_CLASSES: Mapping[str, Mapping[str, float]] = {

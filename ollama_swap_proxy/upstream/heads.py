@@ -11,6 +11,7 @@ form (``GET http://host/path``) passes as it came too.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
@@ -74,6 +75,7 @@ REQUEST_RULES: tuple[Rule, ...] = (
 
 _KEPT = frozenset(rule.name for rule in REQUEST_RULES if rule.fate is Fate.KEEP)
 _FATES = {rule.name: rule.fate for rule in REQUEST_RULES if rule.fate is not Fate.KEEP}
+_LENGTH = re.compile(rb"^(content-length:[ \t]*)[0-9]+", re.IGNORECASE | re.MULTILINE)
 _PERSISTENCE = (b"close", b"keep-alive")
 _AUTHORITY = Fate.UPSTREAM_AUTHORITY
 """Every request has a Host, and to look a member up in its enum costs more than all else that is done for it."""
@@ -162,6 +164,11 @@ def end_of_head(data: bytes, start: int = 0) -> int:
     if bare >= 0:
         return bare + 2
     return strict + 3 if strict >= 0 else -1
+
+
+def with_length(head: bytes, size: int) -> bytes:
+    """Return the head of a request with another Content-Length, if it has one."""
+    return _LENGTH.sub(b"\\g<1>%d" % size, head)
 
 
 def with_lines(data: bytes, lines: bytes) -> bytes:

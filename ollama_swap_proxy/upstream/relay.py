@@ -22,7 +22,7 @@ from ollama_swap_proxy.listener.answers import Relayed
 from ollama_swap_proxy.listener.request import ClientRequest
 from ollama_swap_proxy.prompt import Prompt
 from ollama_swap_proxy.upstream.connection import UpstreamConnection, UpstreamFailed
-from ollama_swap_proxy.upstream.heads import CLOSING, NOT_BUFFERED, request_head, start_line, with_lines
+from ollama_swap_proxy.upstream.heads import CLOSING, NOT_BUFFERED, request_head, start_line, with_length, with_lines
 from ollama_swap_proxy.upstream.pool import UpstreamPool
 
 READ_BYTES: Final = 2**18
@@ -52,7 +52,7 @@ class Exchange:
 
     ``request_bytes`` and ``response_bytes`` are body bytes without framing; ``response_bytes`` is final only at the
     end. ``first_byte_at`` is when the final answer's head came (Ollama sends none before its first token).
-    ``own_lines`` are header lines of ours that the answer gets.
+    ``own_lines`` are header lines of ours that the answer gets. ``resized``: the body is not as long as its head says.
     """
 
     request_bytes: int = 0
@@ -64,6 +64,7 @@ class Exchange:
     streamed: bool = False
     cut: bool = False
     own_lines: bytes = b""
+    resized: bool = False
 
 
 class Relay:
@@ -100,6 +101,8 @@ class Relay:
             authority=self._authority,
             body_was_read=body is not None,
         )
+        if record.resized and isinstance(body, bytes):
+            head = with_length(head, len(body))
         source = request.content if body is None else body
         reused = self._pool.take()
         while True:

@@ -192,3 +192,17 @@ def test_the_skeleton_and_the_whole_body_are_judged_alike(data):
 
 def as_dict(intent: requests.Intent) -> dict[str, object]:
     return {name: getattr(intent, name) for name in intent.__slots__}
+
+
+def test_where_values_stand_is_told_in_offsets_of_the_whole_body_however_it_is_sliced():
+    body = (
+        b' {"a": [1, "options"], "options" : {"x": 1, "num_ctx":  42 , "n": {"num_ctx": 3}}, "options": {"num_ctx":7}}'
+    )
+    for size in (1, 3, len(body)):
+        skeleton = Skeleton({"options": {"num_ctx": Keep.VALUE}}, ("options", "num_ctx"))
+        for start in range(0, len(body), size):
+            for _ in skeleton.feed(body[start : start + size]):
+                pass
+        found = {name: [body[start:end] for start, end in places] for name, places in skeleton.places.items()}
+        assert found["num_ctx"] == [b"42", b"7"]
+        assert found["options"] == [b'{"x": 1, "num_ctx":  42 , "n": {"num_ctx": 3}}', b'{"num_ctx":7}']

@@ -71,3 +71,10 @@ async def test_the_command_ends_with_1_where_there_is_nothing_to_say(stage: Stag
     result = await command(stage, "nobody")
     assert (result.exit_code, result.stdout) == (1, "")
     assert "no model nobody" in result.stderr
+
+
+async def test_a_request_is_explained_with_the_context_that_all_of_them_get():
+    async with staged(models={"a:latest": {"min_num_ctx": 16384}}) as stage:
+        await stage.served("a")
+        _, told = await asked(stage, "a")
+    assert (told["options"], told["prospect"]) == ("num_ctx=16384", "granted")

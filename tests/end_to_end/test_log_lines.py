@@ -16,21 +16,8 @@ from ollama_swap_proxy.simulator.models import LoadFailure
 from tests.end_to_end.stage import eventually, generate, staged
 
 FIELDS = {
-    *(
-        "id",
-        "method",
-        "path",
-        "dialect",
-        "client",
-        "class",
-        "model",
-        "status",
-        "error",
-        "passed",
-        "waited_s",
-        "swapped",
-    ),
-    *("first_byte_s", "total_s", "request_bytes", "response_bytes", "event", "log_level"),
+    *("id", "method", "path", "dialect", "client", "class", "model", "status", "error", "passed", "changed"),
+    *("waited_s", "swapped", "first_byte_s", "total_s", "request_bytes", "response_bytes", "event", "log_level"),
 }
 
 

@@ -14,6 +14,7 @@ from ollama_swap_proxy.upstream.heads import (
     request_head,
     split_connection,
     start_line,
+    with_length,
     with_lines,
 )
 
@@ -152,3 +153,15 @@ def test_lines_go_before_the_blank_line_and_nothing_else_changes(lines):
     assert with_lines(data, lines) == b"HTTP/1.1 200 OK\r\nA: b\r\n" + lines + b"\r\n1\r\n\r\n\r\n"
     bare = b"HTTP/1.1 200 OK\nA: b\n\nbody"
     assert with_lines(bare, lines) == b"HTTP/1.1 200 OK\nA: b\n" + lines + b"\nbody"
+
+
+@pytest.mark.parametrize(
+    ("head", "expected"),
+    [
+        (b"POST / HTTP/1.1\r\ncontent-length:  7\r\nA: b\r\n", b"POST / HTTP/1.1\r\ncontent-length:  12\r\nA: b\r\n"),
+        (b"POST / HTTP/1.1\r\nX-Content-Length: 7\r\n", b"POST / HTTP/1.1\r\nX-Content-Length: 7\r\n"),
+        (b"POST / HTTP/1.1\r\nTransfer-Encoding: a\r\n", b"POST / HTTP/1.1\r\nTransfer-Encoding: a\r\n"),
+    ],
+)
+def test_another_length_changes_the_number_of_its_own_line_only(head: bytes, expected: bytes) -> None:
+    assert with_length(head + b"\r\n", 12) == expected + b"\r\n"

@@ -1,7 +1,8 @@
 """Who asks, and of which class: judged from a request's headers, its address, its path and its model.
 
 Owns the identity of clients, whom of what proxies say is believed, and the rules for classes. Must not turn anybody
-away: nothing here is a proof of identity, and what a header says that cannot be read counts as not sent.
+away: nothing here is a proof of identity, and what a header says that cannot be read counts as not sent. It is told
+once in the log who names a user and is not believed.
 
 The answers are remembered, in bounded tables; while nothing is configured, a request costs three looks into its
 headers and one into such a table.
@@ -17,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
+import structlog
 from multidict import CIMultiDictProxy, istr
 
 from ollama_swap_proxy.core.classes import TicketClass
@@ -45,6 +47,9 @@ _DIGEST_SHOWN: Final = 12
 
 _HOPS: Final = 32
 """Forwarded addresses that are looked at, from the right."""
+
+_TOLD_OF: Final = 16
+"""So many addresses that send a user without being trusted are told of: more are no proxies that were forgotten."""
 
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 _PLAIN_USER: Final = re.compile(r"[A-Za-z0-9._@+=%-]{1,64}")
@@ -153,11 +158,15 @@ class Callers:
         self._class_header = istr(settings.class_header)
         self._patience_header = istr(settings.patience_header)
         self._longest_patience_s = settings.give_up_after_s
-        self._is_plain = not (self._rules or self._of_models or self._trusted or self._class_header)
+        self._is_plain = not (
+            self._rules or self._of_models or self._trusted or self._class_header or self._user_header
+        )
         self._plain: dict[tuple[str, str | None, str | None], Caller] = {}
         self._peers: dict[str, tuple[_IP | None, bool]] = {}
         self._sources: dict[tuple[str, ...], _Source] = {}
         self._judged: dict[tuple[object, ...], TicketClass] = {}
+        self._told_of: set[str] = set()
+        self._log = structlog.get_logger("callers")
 
     def identify(self, headers: Headers, peer: str, path: str, model: str) -> Caller:
         """Return whom a request comes from.
@@ -196,6 +205,8 @@ class Callers:
         if trusted:
             user = headers.get(self._user_header, "")
             forwarded = ",".join(headers.getall(self._forwarded_header, ())[-_HOPS:])
+        elif self._user_header and self._user_header in headers:
+            self._tell_of(peer)
         about = peer, headers.get(_AUTHORIZATION, ""), headers.get(_API_KEY, ""), user, forwarded
         source = self._sources.get(about)
         if source is None:
@@ -203,6 +214,19 @@ class Callers:
             if sum(map(len, about)) <= _LONGEST_REMEMBERED:
                 _remember(self._sources, about, source)
         return source
+
+    def _tell_of(self, peer: str) -> None:
+        """Say once that an address sends what it is not believed: it may be an application that was forgotten."""
+        if peer in self._told_of or len(self._told_of) >= _TOLD_OF:
+            return
+        self._told_of.add(peer)
+        self._log.warning(
+            "user_not_believed",
+            address=peer,
+            header=str(self._user_header),
+            reason="it is none of trusted_proxies, so that the user whom it names does not count, nor do rules on that "
+            "header; add the address there if it is your application's",
+        )
 
     def _find_source(self, said: _Said, peer: str, ip: _IP | None, *, trusted: bool) -> _Source:
         if said.forwarded:

@@ -9,7 +9,7 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
@@ -41,13 +41,17 @@ Ready = Callable[[Address, Address], None]
 
 
 class ListenError(Exception):
-    """An address cannot be listened on; the text names the setting, the address, why, and what to do."""
+    """Addresses cannot be listened on; each of ``reasons`` names the setting, the address, why, and what to do."""
 
-    def __init__(self, setting: str, address: Address, error: OSError) -> None:
-        variable = env_name(setting)
-        is_name = isinstance(error, socket.gaierror)
-        reason = "this name is not known" if is_name else os.strerror(error.errno) if error.errno else str(error)
-        super().__init__(f"{setting} {address}: {reason}; choose another by --{setting} or {variable}")
+    def __init__(self, reasons: Sequence[str]) -> None:
+        super().__init__("; ".join(reasons))
+        self.reasons = tuple(reasons)
+
+
+def _why_not(setting: str, address: Address, error: OSError) -> str:
+    is_name = isinstance(error, socket.gaierror)
+    reason = "this name is not known" if is_name else os.strerror(error.errno) if error.errno else str(error)
+    return f"{setting} {address}: {reason}; choose another by --{setting} or {env_name(setting)}"
 
 
 class Service:
@@ -80,7 +84,7 @@ class Service:
         """Open both listeners.
 
         Raises:
-            ListenError: an address cannot be listened on; nothing is left open.
+            ListenError: addresses cannot be listened on, and which; nothing is left open.
         """
         try:
             await self._start()
@@ -110,13 +114,8 @@ class Service:
         guard = HostGuard(settings.listen, settings.allowed_hosts)
         app = self._app = App(gate, catalog, relay, guard, settings)
         self._exit.callback(app.close)
-        self.admin = await self._open_admin(gate, app)
         self._server = ProxyServer(app.handle)
-        self._exit.push_async_callback(self._server.stop, 0.0)
-        try:
-            self.listen = _address(await self._server.listen(settings.listen.host, settings.listen.port))
-        except OSError as error:
-            raise ListenError("listen", settings.listen, error) from error
+        await self._open(gate, app, self._server)
         gate.start()
         self._log.info(
             "started",
@@ -126,6 +125,21 @@ class Service:
             upstream=str(settings.upstream),
         )
         checks.start(learned)
+
+    async def _open(self, gate: Gate, app: App, server: ProxyServer) -> None:
+        """Open both listeners; the second is tried though the first failed, so that all is said at once."""
+        settings, reasons = self.settings, list[str]()
+        try:
+            self.admin = await self._open_admin(gate, app)
+        except OSError as error:
+            reasons.append(_why_not("admin", settings.admin, error))
+        self._exit.push_async_callback(server.stop, 0.0)
+        try:
+            self.listen = _address(await server.listen(settings.listen.host, settings.listen.port))
+        except OSError as error:
+            reasons.append(_why_not("listen", settings.listen, error))
+        if reasons:
+            raise ListenError(reasons)
 
     async def _open_admin(self, gate: Gate, app: App) -> Address:
         settings = self.settings
@@ -137,10 +151,7 @@ class Service:
         )
         await runner.setup()
         self._exit.push_async_callback(runner.cleanup)
-        try:
-            await web.TCPSite(runner, settings.admin.host, settings.admin.port).start()
-        except OSError as error:
-            raise ListenError("admin", settings.admin, error) from error
+        await web.TCPSite(runner, settings.admin.host, settings.admin.port).start()
         return _address([address[:2] for address in runner.addresses])
 
     async def stop(self, grace_s: float | None = None) -> None:
@@ -189,7 +200,8 @@ async def serve(settings: Settings, *, ready: Ready | None = None) -> int:
     try:
         await service.start()
     except ListenError as error:
-        structlog.get_logger("serving").error("cannot_listen", reason=str(error))
+        for reason in error.reasons:
+            structlog.get_logger("serving").error("cannot_listen", reason=reason)
         return 1
     if ready is not None:
         ready(service.listen, service.admin)

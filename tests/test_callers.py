@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import timeit
+from typing import Any
 
 import pytest
+import structlog
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpRequestParser
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -354,3 +356,32 @@ def test_while_nothing_is_configured_a_known_caller_costs_no_new_one(headers: tu
     given = CIMultiDictProxy(CIMultiDict([("Host", "x"), ("User-Agent", "y"), *headers]))
     several = timeit.repeat(lambda: asked.identify(given, PEER, "/api/chat", "m"), number=1000, repeat=5)
     assert min(several) < 1000 * 10e-6, "some 0.2 us; fifty times that is a fault on any machine"
+
+
+# --- What is said of those who are not believed ---
+
+
+def _told(lines: list[Any]) -> list[tuple[str, str]]:
+    return [(line["address"], line["header"]) for line in lines if line["event"] == "user_not_believed"]
+
+
+@pytest.mark.parametrize("trusted", [[], [PROXY]])
+def test_an_address_that_names_a_user_and_is_not_trusted_is_told_once(trusted: list[str]) -> None:
+    user = ("X-OpenWebUI-User-Id", "alice")
+    with structlog.testing.capture_logs() as lines:
+        asked = _with(trusted_proxies=trusted, user_header="x-openwebui-user-id")
+        for _ in range(3):
+            assert _ask(asked, user).client == PEER
+        _ask(asked, peer="192.0.2.8")
+        assert _told(lines) == [(PEER, "x-openwebui-user-id")]
+        if trusted:
+            assert _ask(asked, user, peer=PROXY).client == "user:alice"
+        for last in range(100):
+            _ask(asked, user, peer=f"198.51.100.{last}")
+    assert len(_told(lines)) == 16, "whoever tries addresses does not fill the log"
+
+
+def test_without_a_user_header_nobody_is_told_of() -> None:
+    with structlog.testing.capture_logs() as lines:
+        _ask(_with(trusted_proxies=[PROXY]), ("X-OpenWebUI-User-Id", "alice"))
+    assert lines == []

@@ -43,7 +43,8 @@ class ClassTable(_Table):
     """``[classes.NAME]``."""
 
     rank: Rank
-    """0 to 1000; the higher goes first. Classes of one rank are served in order of arrival."""
+    """0 to 1000; the higher goes first. Classes of one rank are served in order of arrival. A class of your own must
+    have one; interactive has 20, normal 10, batch 0."""
 
     max_wait_s: SecondsOrZero = 0
     """What a wait of this class should not exceed: from there on a request goes before all that are less late, whatever

@@ -19,7 +19,7 @@ import pytest
 import yaml
 
 from ollama_swap_proxy.cli import main
-from ollama_swap_proxy.config import Settings, load_settings
+from ollama_swap_proxy.config import CONFIG_VARIABLE, Settings, load_settings
 from ollama_swap_proxy.errors import MARK
 
 ROOT = Path(__file__).parents[2]
@@ -156,3 +156,17 @@ def test_the_build_gets_all_that_it_copies() -> None:
         for name in names.split()[:-1]:
             assert name in kept
             assert (ROOT / name).exists()
+
+
+@pytest.mark.parametrize("name", ["ollama-swap-proxy.service", "compose.yaml"])
+def test_each_example_shows_where_a_file_of_settings_goes(name: str) -> None:
+    text = (ROOT / "deploy" / name).read_text(encoding="utf-8")
+    assert re.search(rf"^ *# ?(?:Environment=)?{CONFIG_VARIABLE}(?:=|: )(/etc/\S+\.toml)$", text, re.MULTILINE)
+
+
+def test_the_compose_example_with_its_file_mounted_is_still_one() -> None:
+    text = (ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8")
+    text = re.sub(rf"^( *)# ({CONFIG_VARIABLE}: |- \./)", r"\1\2", text, flags=re.MULTILINE)
+    proxy = yaml.safe_load(text)["services"]["ollama"]
+    assert proxy["environment"][CONFIG_VARIABLE] == "/etc/ollama-swap-proxy.toml"
+    assert "./ollama-swap-proxy.toml:/etc/ollama-swap-proxy.toml:ro" in proxy["volumes"]

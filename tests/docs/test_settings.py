@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ollama_swap_proxy.config import ENV_PREFIX, Settings, env_name, load, load_settings
+from ollama_swap_proxy.config import ENV_PREFIX, ConfigError, Settings, env_name, load, load_settings
 from ollama_swap_proxy.settings import toml
 from ollama_swap_proxy.settings.tables import TABLES
 
@@ -121,3 +121,13 @@ def test_variables_named_in_any_page_exist() -> None:
     for page in pages:
         named = set(re.findall(rf"{ENV_PREFIX}[A-Z0-9_]+", page.read_text(encoding="utf-8")))
         assert named <= known, f"{page.name}: {named - known}"
+
+
+def test_a_class_of_ones_own_needs_a_rank_as_the_page_says(tmp_path: Path) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text("[classes.night]\nmax_wait_s = 900\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"\[classes.night\] rank \(file .*\): must be given"):
+        load_settings({}, {}, path)
+    assert "A class of your own must have one" in _section("classes")
+    ranks = {name: table.rank for name, table in Settings().classes.items()}
+    assert f"interactive has {ranks['interactive']}, normal {ranks['normal']}, batch {ranks['batch']}." in PAGE

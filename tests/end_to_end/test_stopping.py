@@ -201,6 +201,18 @@ async def test_our_own_listener_is_no_upstream(upstream, which):
     assert "is our own listener" in text
 
 
+async def test_two_taken_ports_are_told_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
+        taken = {"listen": one.getsockname()[1], "admin": other.getsockname()[1]}
+        given = [word for name, port in taken.items() for word in (f"--{name}", f"127.0.0.1:{port}")]
+        code, text = await ends(*given, "--upstream", "http://127.0.0.1:9")
+    assert code == 1
+    told = [line for line in text.splitlines() if "cannot_listen" in line]
+    assert len(told) == 2
+    for name, port in taken.items():
+        assert any(f"{name} 127.0.0.1:{port}: Address already in use" in line for line in told)
+
+
 @pytest.mark.parametrize(("setting", "other"), [("listen", "admin"), ("admin", "listen")])
 async def test_a_taken_port_is_told_in_one_line_with_its_setting(setting, other):
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -143,6 +143,16 @@ def _of_pins(settings: Settings, found: Mapping[str, Found], learned: State) -> 
             "while it is, every request for another model is turned away (pinned_out). Do not pin it, or correct the "
             "budget",
         )
+    forecast = learned.forecast
+    spilling = {variant.key for variant in forecast.accepted} - {variant.key for variant in forecast.fitted}
+    for pin in pins:
+        if pin.key in spilling:
+            yield Doubt(
+                model_place(pin.name, "pinned"),
+                f"{pin} lay partly on the CPU when it was loaded, whatever was tried: nothing fits beside it, so while "
+                "it is resident, requests for other models are turned away (pinned_out). Do not pin it, give it a "
+                "smaller context, or find out what else holds memory",
+            )
     answer = may_be_together(pins, facts)
     if answer.verdict is Verdict.NO and not too_large:
         yield Doubt(

@@ -39,7 +39,7 @@ def variant_options(
 
 def changes(has: str, wanted: str) -> tuple[str, ...]:
     """Return what differs between two spellings, as in ``num_ctx 4096 -> 8192``; an absent option is ``default``."""
-    before, after = (dict(each.split("=", 1) for each in text.split(",") if each) for text in (has, wanted))
+    before, after = (dict(each.partition("=")[::2] for each in text.split(",") if each) for text in (has, wanted))
     return tuple(
         f"{name} {before.get(name, 'default')} -> {after.get(name, 'default')}"
         for name in dict.fromkeys([*before, *after])

@@ -86,6 +86,16 @@ def test_pins_that_do_not_fit_together() -> None:
     assert _said(_settings(models={"a": PIN, "b": PIN}), found) == []
 
 
+def test_a_pin_that_never_lay_wholly_on_the_card() -> None:
+    settings = _settings(models={"a": PIN, "b": {}})
+    learned = nothing_learned(settings)
+    learned.forecast.accepted |= {Variant("a", "num_ctx=9"): None, Variant("b"): None}
+    (said,) = _said(settings, _found(a=5, b=5), learned)
+    assert said.startswith('[models."a:latest"] pinned: a:latest (5120 MiB) lay partly on the CPU when it was loaded')
+    learned.forecast.fitted[Variant("a")] = None
+    assert _said(settings, _found(a=5, b=5), learned) == [], "with less context it fits"
+
+
 def test_pins_that_were_tried_together_in_vain() -> None:
     settings = _settings(models={"a": PIN, "b": PIN})
     learned = nothing_learned(settings)

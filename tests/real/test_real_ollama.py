@@ -51,16 +51,16 @@ def ollama() -> Iterator[Any]:
 
 
 @asynccontextmanager
-async def in_front_of(ollama: Any) -> AsyncIterator[tuple[aiohttp.ClientSession, str, str]]:
+async def in_front_of(ollama: Any, **more: Any) -> AsyncIterator[tuple[aiohttp.ClientSession, str, str]]:
     """Yield a session, the proxy's URL and that of the Ollama behind it."""
     here = Address("127.0.0.1", 0)
-    settings = Settings(listen=here, admin=here, upstream=URL(ollama.url), shutdown_grace_s=1)
+    settings = Settings(listen=here, admin=here, upstream=URL(ollama.url), shutdown_grace_s=1, **more)
     async with Service(settings) as service, aiohttp.ClientSession() as session:
         yield session, str(service.url), ollama.url
 
 
-async def generate(session: aiohttp.ClientSession, base: str, model: str, tokens: int = 5) -> str:
-    body = {"model": model, "prompt": "hi", "options": {"num_predict": tokens}}
+async def generate(session: aiohttp.ClientSession, base: str, model: str, tokens: int = 5, **options: int) -> str:
+    body = {"model": model, "prompt": "hi", "options": {"num_predict": tokens, **options}}
     async with session.post(f"{base}/api/generate", json=body) as response:
         assert response.status == 200, await response.text()
         lines = [json.loads(line) async for line in response.content]
@@ -225,3 +225,15 @@ async def test_an_embedder_loaded_after_a_chat_model_stays_across_swaps_once_it_
             assert listed == {f"{model}:latest", "embedder:latest"}
     assert embedders() == before
     assert overlaps(ollama) == []
+
+
+@pytest.mark.parametrize(("least", "loads"), [(0, 4), (1024, 1)])
+async def test_clients_with_different_contexts_share_a_runner_where_the_operator_wants_that(
+    ollama: Any, least: int, loads: int
+) -> None:
+    async with in_front_of(ollama, models={"alpha": {"min_num_ctx": least}}) as (session, proxy, _):
+        await generate(session, proxy, "bravo")
+        before = len(alive(ollama))
+        for options in ({"num_ctx": 1024}, {"num_ctx": 512}, {}, {"num_ctx": 1024}):
+            assert "alpha.4" in await generate(session, proxy, "alpha", **options)
+        assert len(alive(ollama)) - before == loads

@@ -109,8 +109,9 @@ class ModelTable(_Table):
     """Requests of Ollama's own routes (/api/...) that ask for a smaller num_ctx than this, or for none where the model
     has no such PARAMETER of at least so much, are sent with this one: the only case in which a body is changed. So
     clients with different ones share one runner instead of making Ollama load the model for each in turn. Name what the
-    largest of them need; it holds under this name of the model only. /v1 cannot name a num_ctx: where clients use both,
-    give the model itself PARAMETER num_ctx, too. 0: every body stays as it was sent."""
+    largest of them need, and no less than Ollama's own default on this card, which it would lower. It holds under this
+    name of the model only. /v1 cannot name a num_ctx: where clients use both, give the model itself PARAMETER num_ctx,
+    too. 0: every body stays as it was sent."""
 
 
 BUILT_IN_CLASSES: Mapping[str, Mapping[str, float]] = {

@@ -1,6 +1,7 @@
 """Imperatives: the only things that the scheduler asks for.
 
-Owns the shapes. The gate carries them out and tells the outcome as an event. Must not hold behaviour.
+Owns the shapes. The gate carries them out and tells the outcome as an event. Must not hold behaviour. None is to be
+changed; a grant is not frozen, because every request needs one, and to make a frozen one costs several times as much.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass, field
 from ollama_swap_proxy.core.tickets import LoadRecipe, Variant
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Grant:
     """Let this ticket's request through: it now holds a lease.
 

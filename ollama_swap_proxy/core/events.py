@@ -1,6 +1,7 @@
 """Facts, in the past tense: the only things that the scheduler is told.
 
-Owns the shapes. Must not hold behaviour: `scheduler` says what each fact means.
+Owns the shapes. Must not hold behaviour: `scheduler` says what each fact means. None is to be changed; the two that
+every request brings are not frozen, because to make a frozen one costs several times as much.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from ollama_swap_proxy.core.policy import Mode
 from ollama_swap_proxy.core.tickets import Report, Ticket, Variant
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Arrived:
     """A request that needs a lease is here, its body read."""
 
@@ -37,7 +38,7 @@ class Progressed:
     stream_began_at: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Released:
     """A leased request is over. ``failed`` says that upstream answered it with a status of 500 or more, or broke
     off. ``stream`` is when the first and the last byte came, of an answer that was streamed.

@@ -184,7 +184,7 @@ def _at_the_resident(state: State, ticket: Ticket) -> tuple[Prospect, str]:
         return Prospect.GRANTED, "it is resident, and a lease is free"
     if state.residency.holds_unknown_variant(key):
         return Prospect.WAITS_FOR_LEASE, "it is resident with options that we do not know, so one request goes alone"
-    runs, most = state.leases.running(key), granting.most_leases(state, ticket.variant)
+    runs, most = state.leases.running.get(key, 0), granting.most_leases(state, ticket.variant)
     return Prospect.WAITS_FOR_LEASE, f"it is resident, {runs} of at most {most} requests run and {waits} wait"
 
 

@@ -75,15 +75,19 @@ class Gaps:
             habit.back_in_s.append((now - habit.ended_at) * _LATER + _LATER_S)
             habit.ended_at = None
 
-    def ended(self, client: str, variant: Variant, now: float) -> None:
-        """Note the end of an answer, whole or not. With the last one that is open, a gap begins."""
-        habit = self._close(client, variant)
-        if habit is not None and not habit.open:
+    def ended(self, client: str, variant: Variant, now: float | None) -> None:
+        """Note the end of an answer, whole or not. With the last one that is open, a gap begins (None: none does)."""
+        habits = self._habits.get(variant)
+        habit = None if habits is None else habits.get(client)
+        if habit is None or not habit.open:
+            return  # forgotten meanwhile
+        habit.open -= 1
+        if not habit.open:
             habit.ended_at = now
 
     def gave_up(self, client: str, variant: Variant) -> None:
         """Note a ticket that ended without a grant. No gap begins: what may follow is the same request once more."""
-        self._close(client, variant)
+        self.ended(client, variant, None)
 
     def linger_s(self, variant: Variant, swap_cost_s: float, since: float) -> float:
         """Return how long after ``since`` the idle model keeps its turn, in seconds: 0 to ``swap_cost_s``.
@@ -151,14 +155,6 @@ class Gaps:
             if not self._habits[variant]:
                 del self._habits[variant]
         self._kept = len(known) - len(known) // 2
-
-    def _close(self, client: str, variant: Variant) -> _Habit | None:
-        habits = self._habits.get(variant)
-        habit = None if habits is None else habits.get(client)
-        if habit is None or not habit.open:
-            return None  # forgotten meanwhile
-        habit.open -= 1
-        return habit
 
 
 def _cheapest(returns: list[tuple[float, float]], swap_cost_s: float) -> float:

@@ -17,27 +17,26 @@ def give(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> No
     state.line.remove(ticket.id, granted=True)
     if state.accuracy.foretold:
         state.accuracy.granted(ticket.id, now)
-    lease(state, ticket, now, loads=loads)
+    lend(state, Lease(ticket, now, loads=loads, relayed=state.mode == "bypass"))
 
 
-def lease(state: State, ticket: Ticket, now: float, *, loads: bool = False) -> None:
-    """Give a ticket that does not stand in the line its lease."""
-    state.leases.add(Lease(ticket, now, loads=loads, relayed=state.mode == "bypass"))
+def lend(state: State, lease: Lease) -> None:
+    """Let a lease out that begins now, to a ticket that does not stand in the line."""
+    ticket, now = lease.ticket, lease.granted_at
+    state.leases.add(lease)
     state.slots.began(ticket.variant.key, ticket.id, now)
     state.moved_at = now
     if state.turn.first_grant_at is None:
         state.turn.first_grant_at = now
     swapped = state.swap is not None or ticket.arrived_at <= state.last_swap_ended_at
-    state.out.append(commands.Grant(ticket.id, swapped=swapped, loads=loads))
+    state.out.append(commands.Grant(ticket.id, swapped, lease.loads))
 
 
 def is_servable(state: State, variant: Variant) -> bool:
     """Say whether this variant's tickets need no swap: it is resident, or may be, or is being loaded."""
-    if variant.key in state.residency.residents and (
-        state.residency.holds(variant) or state.residency.may_be_tried(variant.key)
-    ):
+    if state.residency.holds(variant) or state.residency.may_be_tried(variant.key):
         return True
-    loader = state.leases.loader(variant.key)
+    loader = state.leases.loaders.get(variant.key)
     return loader is not None and loader.ticket.variant == variant
 
 
@@ -85,7 +84,8 @@ def has_free_lease(state: State, variant: Variant) -> bool:
 
 def has_room(state: State, variant: Variant) -> bool:
     """Say whether a model has a lease left, of as many as it gets, and nobody is loading it."""
-    return state.leases.has_room(variant.key, most_leases(state, variant))
+    leases, key = state.leases, variant.key
+    return leases.running.get(key, 0) < most_leases(state, variant) and key not in leases.loaders
 
 
 def most_leases(state: State, variant: Variant) -> int:

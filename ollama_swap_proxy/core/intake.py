@@ -6,6 +6,8 @@ after every event), but for tickets that are turned away as they come.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ollama_swap_proxy.core import (
     commands,
     events,
@@ -28,7 +30,7 @@ from ollama_swap_proxy.core.policy import (
     VARIANTS_KEPT,
 )
 from ollama_swap_proxy.core.state import NEVER, Phase, State
-from ollama_swap_proxy.core.tickets import Report, Ticket, Variant
+from ollama_swap_proxy.core.tickets import Lease, Report, Ticket, Variant
 
 _STOPPING = commands.Rejection("stopping", 503, "the proxy is being stopped", retry_after_s=5)
 
@@ -86,7 +88,7 @@ def arrived(state: State, ticket: Ticket, now: float) -> None:
         return
     if state.mode == "bypass" and not state.stopping:
         state.gaps.came(ticket.client, ticket.variant, now)
-        granting.lease(state, ticket, now)
+        granting.lend(state, Lease(ticket, now, relayed=True))
         return
     rejection = turned_away(state, ticket, now)
     if rejection is not None:
@@ -122,7 +124,7 @@ def turned_away(state: State, ticket: Ticket, now: float) -> commands.Rejection 
 
 def returns(state: State, ticket: Ticket) -> bool:
     """Say whether this client gave up on a ticket for the same variant, in the same class, before."""
-    return bool(state.places_kept) and _place(ticket) in state.places_kept
+    return _place(ticket) in state.places_kept
 
 
 def _place(ticket: Ticket) -> tuple[str, Variant, str]:
@@ -137,7 +139,7 @@ def _with_its_place(state: State, ticket: Ticket, now: float) -> Ticket:
     waited_s, left_at = state.places_kept.pop(_place(ticket))
     if now - left_at > RETURN_WITHIN_S:
         return ticket
-    return ticket._replace(arrived_at=ticket.arrived_at - waited_s)
+    return replace(ticket, arrived_at=ticket.arrived_at - waited_s)
 
 
 def _abandoned(state: State, ticket_id: int, now: float) -> None:
@@ -183,11 +185,13 @@ def released(state: State, event: events.Released, now: float) -> None:
     state.gaps.ended(ticket.client, variant, now)
     state.forecast.note_answer(variant, now - lease.granted_at)
     state.slots.ended(variant.key, event.ticket_id, now, event.stream)
-    if ticket.stays_briefly or lease.loads:
+    if lease.loads:
         state.residency.outdated_at = now
-    if lease.loads and state.swap is not None and state.swap.loader == event.ticket_id:
-        # A request can fail for reasons of its own: whether the load failed is seen in the next report.
-        state.swap.loader_failed = event.failed
+        if state.swap is not None and state.swap.loader == event.ticket_id:
+            # A request can fail for reasons of its own: whether the load failed is seen in the next report.
+            state.swap.loader_failed = event.failed
+    elif ticket.stays_briefly:
+        state.residency.outdated_at = now
 
 
 def _observed(state: State, report: Report, now: float) -> None:
@@ -208,7 +212,7 @@ def _observed(state: State, report: Report, now: float) -> None:
         state.moved_at = now  # it may be what somebody waited for
     for resident in change.found:
         ours = state.swap is not None and state.swap.target.key == resident.key
-        if first or not (ours or state.leases.loader(resident.key)):
+        if first or not (ours or resident.key in state.leases.loaders):
             how = "in bypass mode" if state.mode == "bypass" else "loaded by somebody else"
             where = "at start" if first else how
             state.say("resident_found", model=resident.name, vram_bytes=resident.size_vram_bytes, how=where)

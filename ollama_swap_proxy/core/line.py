@@ -63,17 +63,18 @@ class Line:
 
     def __init__(self) -> None:
         self._lanes: dict[Variant, dict[str, _Lane]] = {}
-        self._tickets: dict[int, Ticket] = {}
+        self.tickets: dict[int, Ticket] = {}
+        """All of them by id, in order of their arrival: to be looked at, and changed here only."""
         self._impatient: list[tuple[float, int]] = []
 
     def __len__(self) -> int:
-        return len(self._tickets)
+        return len(self.tickets)
 
     def __contains__(self, ticket_id: int) -> bool:
-        return ticket_id in self._tickets
+        return ticket_id in self.tickets
 
     def __iter__(self) -> Iterator[Ticket]:
-        return iter(self._tickets.values())
+        return iter(self.tickets.values())
 
     def add(self, ticket: Ticket, leaves_at: float | None = None) -> None:
         """Put a ticket in, behind those of its variant, class and client. ``leaves_at``: its own patience ends then."""
@@ -86,11 +87,11 @@ class Line:
         if lane is None:
             lane = lanes[ticket.klass.name] = _Lane()
         lane.add(ticket)
-        self._tickets[ticket.id] = ticket
+        self.tickets[ticket.id] = ticket
 
     def remove(self, ticket_id: int, *, granted: bool = False) -> Ticket | None:
         """Take a ticket out, or return None if it does not wait. ``granted``: other clients come before its own now."""
-        ticket = self._tickets.pop(ticket_id, None)
+        ticket = self.tickets.pop(ticket_id, None)
         if ticket is None:
             return None
         lanes = self._lanes[ticket.variant]
@@ -136,7 +137,7 @@ class Line:
         """Return the ticket whose own patience ends first, and when; None if none has its own."""
         while self._impatient:
             leaves_at, ticket_id = self._impatient[0]
-            ticket = self._tickets.get(ticket_id)
+            ticket = self.tickets.get(ticket_id)
             if ticket is not None:
                 return leaves_at, ticket
             heapq.heappop(self._impatient)  # it has left already

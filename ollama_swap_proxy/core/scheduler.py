@@ -12,6 +12,8 @@ Owns the order of decisions. Must not do anything: the gate carries the commands
 
 from __future__ import annotations
 
+from math import inf
+
 from ollama_swap_proxy.core import (
     commands,
     events,
@@ -57,14 +59,14 @@ class Scheduler:
         """
         state = self._state
         state.out = []
-        state.wake_at = float("inf")
         if self._short_way(state, event, now):
             return state.out
+        state.wake_at = inf
         intake.take_in(state, event, now)
         self._advance(now)
         if isinstance(event, events.Arrived):
             waiting.foretell(state, event.ticket, now)
-        wake_at = None if state.wake_at == float("inf") else state.wake_at
+        wake_at = None if state.wake_at == inf else state.wake_at
         if wake_at != self._wake_told or isinstance(event, events.TimePassed):
             self._wake_told = wake_at
             state.out.append(commands.WakeAt(wake_at))
@@ -97,7 +99,7 @@ class Scheduler:
 
     def _decide(self, now: float) -> None:
         state = self._state
-        if state.swap is None and not len(state.line) and not state.spills_to_undo and not state.pins_to_restore:
+        if state.swap is None and not state.line.tickets and not state.spills_to_undo and not state.pins_to_restore:
             self._observe_periodically(now)  # the usual end of a warm request: nobody waits, nothing is to be done
             return
         failing.expire_tickets(state, now)

@@ -186,7 +186,7 @@ def take(state: State, now: float) -> Snapshot:
             spilled_bytes=resident.spilled_bytes,
             options=residency.options.get(resident.key),
             pinned=plans.is_pinned(state, resident.key),
-            leases=state.leases.running(resident.key),
+            leases=state.leases.running.get(resident.key, 0),
             leases_most=granting.most_leases(state, Variant(resident.key, residency.options.get(resident.key, ""))),
             leaving=resident.key in residency.leaving,
             expires_in_s=resident.expires_in_s,

@@ -145,7 +145,7 @@ class Pause:
 
 @dataclass(slots=True)
 class State:
-    """All of it. ``out`` and ``wake_at`` are written anew for each event."""
+    """All of it. ``out`` is written anew for each event, ``wake_at`` for each that decisions follow."""
 
     policy: Policy
     forecast: Forecast

@@ -1,6 +1,7 @@
 """The words for a request that needs a model: variant, ticket, lease.
 
 Owns the value types that the scheduler, the gate and the app pass between them. Must not decide anything.
+A ticket is not to be changed: one is made for each request, and to make a frozen one costs several times as much.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ class Traits(NamedTuple):
 NO_TRAITS = Traits()
 
 
-class Ticket(NamedTuple):
+@dataclass(slots=True)
+class Ticket:
     """One client request that waits for its model.
 
     ``name`` is the canonical model name that the request used. ``recipe`` is None where no empty request can load the

@@ -9,41 +9,42 @@ from __future__ import annotations
 
 from ollama_swap_proxy.core import events, granting, intake
 from ollama_swap_proxy.core.state import State
-from ollama_swap_proxy.core.tickets import Ticket, Variant
+from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
 
 
 def took(state: State, event: events.Event, now: float) -> bool:
     """Take an event in and grant what it lets go; or return False, with nothing done."""
     if isinstance(event, events.Arrived):
         return _took_arrival(state, event.ticket, now)
-    if isinstance(event, events.Released):
-        return _took_release(state, event, now)
-    return False
+    return isinstance(event, events.Released) and _took_release(state, event, now)
 
 
 def _took_arrival(state: State, ticket: Ticket, now: float) -> bool:
-    if ticket.patience_s is not None or intake.returns(state, ticket):
+    if ticket.patience_s is not None or (state.places_kept and intake.returns(state, ticket)):
         return False  # it wants to be woken for its patience, or has kept its place
-    if state.line.goes_behind(ticket):
-        if state.stopping or len(state.line) >= state.policy.line_limit or ticket.id in state.leases:
+    if ticket.id in state.leases.by_ticket:
+        return False
+    if state.line.tickets:
+        if not state.line.goes_behind(ticket):
+            return False
+        if state.stopping or len(state.line) >= state.policy.line_limit:
             return False
         intake.stand(state, ticket, None, now)  # behind others: which model is next, and until when, does not change
         return True
-    if len(state.line) or not _serves(state, ticket.variant, now) or ticket.id in state.leases:
+    variant = ticket.variant
+    if not (_serves(state, variant, now) and granting.has_room(state, variant)):
         return False
-    if not granting.has_room(state, ticket.variant):
-        return False
-    state.gaps.came(ticket.client, ticket.variant, now)
+    state.gaps.came(ticket.client, variant, now)
     state.remember_recipe(ticket)
-    granting.lease(state, ticket, now)
+    granting.lend(state, Lease(ticket, now))
     return True
 
 
 def _took_release(state: State, event: events.Released, now: float) -> bool:
-    lease = state.leases.get(event.ticket_id)
+    lease = state.leases.by_ticket.get(event.ticket_id)
     if lease is None or lease.loads or lease.ticket.stays_briefly or state.swap is not None:
         return False
-    if len(state.line):
+    if state.line.tickets:
         variant = state.line.only_variant()
         if variant is None or not _serves(state, variant, now):
             return False
@@ -59,6 +60,6 @@ def _took_release(state: State, event: events.Released, now: float) -> bool:
 
 def _serves(state: State, variant: Variant, now: float) -> bool:
     """Say whether a variant is resident for certain, with nothing under way that could change that."""
-    if state.swap is not None or not state.ordinary:
-        return False
-    return state.residency.surely_holds(variant, now, state.policy.ps_max_age_s)
+    return (
+        state.swap is None and state.ordinary and state.residency.surely_holds(variant, now, state.policy.ps_max_age_s)
+    )

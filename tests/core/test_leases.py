@@ -14,33 +14,29 @@ def test_leases_are_counted_by_key_whatever_their_variant() -> None:
     leases = Leases()
     for each in (lease(1, "a"), lease(2, "a", "num_ctx=1"), lease(3, "b")):
         leases.add(each)
-    assert [leases.running(key) for key in "abc"] == [2, 1, 0]
-    assert [leases.has_room("a", most) for most in (2, 3)] == [False, True]
+    assert leases.running == {"a": 2, "b": 1}
     assert leases.end(1, 1.0) is not None
     assert leases.end(1, 1.0) is None
-    assert [leases.running(key) for key in "ab"] == [1, 1]
+    assert leases.running == {"a": 1, "b": 1}
     assert [each.ticket.id for each in leases] == [2, 3]
     assert (len(leases), 1 in leases, 2 in leases) == (2, False, True)
 
 
-def test_beside_a_lease_that_loads_its_model_there_is_no_room() -> None:
+def test_a_lease_loads_its_model_until_that_is_loaded() -> None:
     leases = Leases()
     loads = lease(1, "a", loads=True)
     leases.add(loads)
-    assert leases.loader("a") is loads
-    assert not leases.has_room("a", 4)
-    assert leases.has_room("b", 4)
+    assert leases.loaders == {"a": loads}
     leases.has_loaded(loads)
-    assert leases.loader("a") is None
-    assert leases.has_room("a", 4)
+    assert not leases.loaders
+    assert not loads.loads
 
 
 def test_a_loader_that_ends_loads_no_longer() -> None:
     leases = Leases()
     leases.add(lease(1, "a", loads=True))
     leases.end(1, 1.0)
-    assert leases.loader("a") is None
-    assert leases.has_room("a", 1)
+    assert not leases.loaders
 
 
 def test_a_model_is_idle_since_its_last_lease_ended() -> None:

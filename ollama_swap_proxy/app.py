@@ -13,7 +13,7 @@ from typing import Final
 
 import structlog
 from aiohttp.web_protocol import RequestPayloadError
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 from ollama_swap_proxy.access import TURNED_AWAY, HostGuard
 from ollama_swap_proxy.bodies import SYNCHRONOUS_LIMIT_BYTES, Body, library_names, read_at_once, read_intent
@@ -46,6 +46,7 @@ PLANS_KEPT: Final = 1024
 WAITED_LINES: Final = b"X-Ollama-Swap-Proxy-Waited: %.3f\r\nX-Ollama-Swap-Proxy-Swapped: %b\r\n"
 """What an answer tells of its request with `response_headers`: seconds, and whether a swap was made meanwhile."""
 
+_HOST: Final = istr("Host")
 _NO_HEADERS: Final = CIMultiDictProxy(CIMultiDict[str]())
 
 LIBRARY_BODY_LIMIT_BYTES: Final = 256 * 1024
@@ -82,7 +83,7 @@ class App:
         client = request.client.address
         journey = Journey(self._gate.next_id(), message.method, message.path, dialect, client, began_at)
         try:
-            if not self._guard.allows(message.headers.get("Host", "")):
+            if not self._guard.allows(message.headers.get(_HOST, "")):
                 journey.error, journey.exchange.status = TURNED_AWAY[1], 403
                 return OwnAnswer(403, [TURNED_AWAY], b"")  # an empty body, as Ollama's own
             if endpoint is not None:
@@ -137,7 +138,7 @@ class App:
 
     async def _gated(self, request: ClientRequest, endpoint: Endpoint, journey: Journey) -> Answer:
         journey.gated = True
-        if self._gate.bypasses:
+        if self._gate.bypasses():
             return await self._bypassed(request, endpoint, journey)
         content = request.content
         data = content.read_nowait() if content.is_eof() else b""
@@ -270,17 +271,18 @@ class App:
         caller = self._callers.identify(request.message.headers, request.client.address, endpoint.path, intent.name)
         journey.client, journey.klass = caller.client, caller.klass.name
         keep_alive_s = intent.keep_alive_s
-        return Ticket(
-            id=journey.id,
-            variant=plan.variant,
-            name=plan.name,
-            arrived_at=self._loop.time(),
-            recipe=plan.recipe,
-            client=caller.client,
-            stays_briefly=keep_alive_s is not None and keep_alive_s < self._settings.ps_max_age_s,
-            klass=caller.klass,
-            patience_s=caller.patience_s,
-            traits=plan.traits,
+        stays_briefly = keep_alive_s is not None and keep_alive_s < self._settings.ps_max_age_s
+        return Ticket(  # in this order, for names would cost each request as much again
+            journey.id,
+            plan.variant,
+            plan.name,
+            self._loop.time(),
+            plan.recipe,
+            caller.client,
+            stays_briefly,
+            caller.klass,
+            caller.patience_s,
+            plan.traits,
         )
 
     def _plan(self, endpoint: Endpoint, intent: Intent, entry: Entry) -> Plan:

@@ -57,7 +57,8 @@ _FOR: Final = re.compile(r'(?:^|;)[ \t]*for=(?:"([^"]*)"|([^;" \t]*))', re.IGNOR
 """The client's part of one element of a Forwarded header (RFC 7239)."""
 
 
-class Caller(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Caller:
     """Whom a request comes from.
 
     ``client`` tells clients apart, in the line and in the log; it has printable ASCII only. One of ``user:NAME``,

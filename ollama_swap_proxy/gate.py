@@ -63,8 +63,8 @@ class Gate:
 
     def __init__(self, scheduler: Scheduler, control: Control, catalog: Catalog, view: ResidencyView) -> None:
         self._scheduler = scheduler
-        self.serves = scheduler.serves
-        """See `Scheduler.serves`: asked for every request, so it is not wrapped."""
+        self.serves, self.bypasses = scheduler.serves, scheduler.bypasses
+        """See `Scheduler`: both are asked for every request, so they are not wrapped."""
         self.next_id = itertools.count(1).__next__
         """Gives each request its number: the ``id`` of its ticket, its lease and its log lines."""
         self._control = control
@@ -81,11 +81,6 @@ class Gate:
         self._wake: asyncio.TimerHandle | None = None
         self._progress: asyncio.TimerHandle | None = None
         self._identified = False
-
-    @property
-    def bypasses(self) -> bool:
-        """See `Scheduler.bypasses`."""
-        return self._scheduler.bypasses
 
     # --- for requests -----------------------------------------------------------------------------------------------
     def ask(self, ticket: Ticket, moving: Moving | None = None) -> Held | None:
@@ -187,7 +182,11 @@ class Gate:
     def _carry_out(self, command: commands.Command) -> None:
         match command:
             case commands.Grant() | commands.Reject():
-                self._decide(command)
+                waiter = self._waiting.get(command.ticket_id)
+                if waiter is None:
+                    self._decided[command.ticket_id] = command
+                else:
+                    self._answer(waiter, command)
             case commands.Observe():
                 asked_at = self._loop.time()
                 self._spawn("observe", self._observe(), lambda why: events.ResidencyUnknown(asked_at, why))
@@ -204,11 +203,10 @@ class Gate:
             case commands.Step(name, fields, warning):
                 (self._log.warning if warning else self._log.info)(name, **fields)
 
-    def _decide(self, decision: commands.Grant | commands.Reject) -> None:
-        waiter = self._waiting.get(decision.ticket_id)
-        if waiter is None:
-            self._decided[decision.ticket_id] = decision
-        elif not waiter.done():
+    def _answer(
+        self, waiter: asyncio.Future[commands.Grant | commands.Reject], decision: commands.Grant | commands.Reject
+    ) -> None:
+        if not waiter.done():
             waiter.set_result(decision)
         elif isinstance(decision, commands.Grant):
             self._events.append(events.Released(decision.ticket_id))  # its client left in this very step

@@ -75,9 +75,11 @@ def read(body: bytes) -> Fields:
         TooDeep: it is nested too deeply for this reader.
     """
     text = body.decode("utf-8", "replace")
-    start = 0 if text[:1] == "{" else len(text) - len(text.lstrip(_BLANKS))
-    if start == len(text):
-        raise BadJSON("EOF")  # Go's own word for a body without any value
+    start = 0
+    if text[:1] != "{":
+        start = len(text) - len(text.lstrip(_BLANKS))
+        if start == len(text):
+            raise BadJSON("EOF")  # Go's own word for a body without any value
     try:
         members = _DECODER.raw_decode(text, start)[0]
     except RecursionError:

@@ -43,7 +43,18 @@ _WITH_INPUT = frozenset({endpoints.EMBED, endpoints.V1_EMBEDDINGS})
 _NO_OPTIONS: Mapping[str, object] = MappingProxyType({})
 _NO_NEEDS: frozenset[str] = frozenset()
 _STRING, _BOOLEAN, _NUMBER, _ARRAY, _OBJECT = (str,), (bool,), (int, float), (list,), (tuple,)
-_OPTION_TYPES = {**dict.fromkeys(_NUMBER_OPTIONS, _NUMBER), **dict.fromkeys(_BOOLEAN_OPTIONS, _BOOLEAN)}
+_WrongTypes = Mapping[type, frozenset[str]]
+"""By the type of a value, the names that it is wrong for (null for none): no way to ask costs a request less."""
+
+
+def _wrong_types(right: Mapping[str, tuple[type, ...]]) -> _WrongTypes:
+    wrong: dict[type, frozenset[str]] = {type(None): frozenset()}
+    for each in (*_STRING, *_BOOLEAN, *_NUMBER, *_ARRAY, *_OBJECT):
+        wrong[each] = frozenset(name for name, types in right.items() if each not in types)
+    return wrong
+
+
+_WRONG_OPTIONS = _wrong_types({**dict.fromkeys(_NUMBER_OPTIONS, _NUMBER), **dict.fromkeys(_BOOLEAN_OPTIONS, _BOOLEAN)})
 _NATIVE_TYPES: Mapping[str, tuple[type, ...]] = {"model": _STRING, "options": _OBJECT}
 _V1_TYPES: Mapping[str, tuple[type, ...]] = {"model": _STRING, "stream": _BOOLEAN}
 _PROMPT_TYPES = dict.fromkeys(("prompt", "suffix", "system", "template"), _STRING)
@@ -61,6 +72,8 @@ _TYPES: Mapping[Endpoint, Mapping[str, tuple[type, ...]]] = {
     endpoints.V1_MESSAGES: {**_V1_TYPES, "messages": _ARRAY, "max_tokens": _NUMBER},
 }
 """Fields whose Go type has been the same for as long as they exist; the others are left to Ollama."""
+
+_WRONG_FIELDS: Mapping[Endpoint, _WrongTypes] = {endpoint: _wrong_types(right) for endpoint, right in _TYPES.items()}
 
 _NEEDS: Mapping[Endpoint, frozenset[str]] = {
     **dict.fromkeys(endpoints.GATED, frozenset({"completion"})),
@@ -180,21 +193,21 @@ class _SurelyRefusedError(Exception):
 
 def _check_types(endpoint: Endpoint, fields: Fields) -> None:
     """Find a field for which Go's decoder reports a type error; it looks at overruled duplicates too, not at null."""
-    types = _TYPES[endpoint]
+    wrong = _WRONG_FIELDS[endpoint]
     for name, value in fields.last.items():
-        if name in types and type(value) not in types[name] and value is not None:
+        if name in wrong[type(value)]:
             raise _SurelyRefusedError(f"{name} is of the wrong type")
     if not fields.several:
         return
     for name, values in fields.several.items():
-        if name in types and any(value is not None and type(value) not in types[name] for value in values):
+        if any(name in wrong[type(value)] for value in values):
             raise _SurelyRefusedError(f"{name} is of the wrong type")
 
 
 def _check_options(given: Mapping[str, object]) -> None:
     """Find an option for which Ollama answers ``option "x" must be of type y`` (api/types.go:991)."""
     for name, value in given.items():
-        if name in _OPTION_TYPES and type(value) not in _OPTION_TYPES[name] and value is not None:
+        if name in _WRONG_OPTIONS[type(value)]:
             raise _SurelyRefusedError(f"option {name} must be a {'number' if name in _NUMBER_OPTIONS else 'boolean'}")
 
 

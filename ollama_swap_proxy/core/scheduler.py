@@ -80,9 +80,8 @@ class Scheduler:
         """Say what would become of this ticket if it arrived now. Nothing is done, and nothing changes."""
         return explain(self._state, ticket, now)
 
-    @property
     def bypasses(self) -> bool:
-        """Whether everything is relayed: whoever arrives is granted at once, and counted as a lease."""
+        """Say whether everything is relayed: whoever arrives is granted at once, and counted as a lease."""
         return self._state.mode == "bypass"
 
     def snapshot(self, now: float) -> Snapshot:

@@ -25,9 +25,7 @@ def _took_arrival(state: State, ticket: Ticket, now: float) -> bool:
     if ticket.id in state.leases.by_ticket:
         return False
     if state.line.tickets:
-        if not state.line.goes_behind(ticket):
-            return False
-        if state.stopping or len(state.line) >= state.policy.line_limit:
+        if not state.line.goes_behind(ticket) or state.stopping or len(state.line) >= state.policy.line_limit:
             return False
         intake.stand(state, ticket, None, now)  # behind others: which model is next, and until when, does not change
         return True

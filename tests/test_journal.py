@@ -70,6 +70,19 @@ async def test_the_end_writes_what_is_left() -> None:
     assert len(written(stream)) == 1
 
 
+async def test_times_are_cut_to_a_tenth_of_a_millisecond() -> None:
+    lines, stream = journal_at("info")
+    told = journey(1)
+    told.began_at, told.waited_s, told.exchange.first_byte_at = lines._loop.time() - 2.00009, 1.23459, None
+    lines.end(told)
+    told.exchange.first_byte_at = told.began_at + 0.00029
+    lines.write()
+    (line,) = written(stream)
+    assert (line["waited_s"], line["first_byte_s"]) == (1.2345, 0.0002)
+    assert line["total_s"] == round(line["total_s"], 4)
+    assert 2.0 <= line["total_s"] < 3.0
+
+
 @pytest.mark.parametrize("level", ["info", "debug"])
 async def test_what_went_through_without_a_lease_or_an_error_is_told_at_debug_only(level: str) -> None:
     lines, stream = journal_at(level)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from ollama_swap_proxy.core import commands
+from ollama_swap_proxy.core import commands, granting
 from ollama_swap_proxy.core.classes import TicketClass
 from ollama_swap_proxy.core.events import Abandoned, ViewOutdated
 from ollama_swap_proxy.core.policy import Policy
-from ollama_swap_proxy.core.tickets import Variant
+from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
 from tests.core.desk import Desk
 
 HIGH, LOW = TicketClass("high", 20, 60.0), TicketClass("low", 0, 1800.0)
@@ -38,6 +38,18 @@ def test_a_resident_of_unknown_options_is_tried_only_when_nothing_runs():
     assert asked not in desk.granted()
     desk.release(lease)
     assert asked in desk.granted()
+
+
+def test_there_is_room_for_as_many_as_are_set_and_for_none_beside_one_by_which_the_model_is_loaded():
+    desk = Desk(Policy(parallel=2))
+    loads = Lease(Ticket(1, Variant("a"), "a", 0.0, None), 0.0, loads=True)
+    desk.state.leases.add(loads)
+    assert not granting.has_room(desk.state, Variant("a"))
+    assert granting.has_room(desk.state, Variant("b"))
+    desk.state.leases.has_loaded(loads)
+    assert granting.has_room(desk.state, Variant("a"))
+    desk.state.leases.add(Lease(Ticket(2, Variant("a", "num_ctx=1"), "a", 0.0, None), 0.0))
+    assert not granting.has_room(desk.state, Variant("a"))
 
 
 def test_a_ticket_that_waited_long_for_a_slot_still_waits_for_a_newer_report_when_the_view_is_outdated():

@@ -144,6 +144,7 @@ def test_keep_alive_is_told_in_seconds(keep_alive, seconds):
         (endpoints.GENERATE, {"model": "m:local:cloud"}),
         (endpoints.GENERATE, {"model": "m", "prompt": 1}),
         (endpoints.GENERATE, {"model": "m", "stream": "yes"}),
+        (endpoints.GENERATE, {"model": "m", "stream": 1, "STREAM": True}),
         (endpoints.GENERATE, {"model": "m", "raw": 1}),
         (endpoints.GENERATE, {"model": "m", "images": "x"}),
         (endpoints.GENERATE, {"model": "m", "options": []}),

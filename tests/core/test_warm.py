@@ -114,6 +114,16 @@ def test_a_ticket_told_twice_is_granted_once() -> None:
     assert len(desk.state.leases) == 1
 
 
+def test_a_client_that_gave_up_and_is_granted_at_once_has_no_place_left_in_the_line() -> None:
+    desk = serving(parallel=1)
+    runs = desk.arrive("a")
+    desk.tell(Abandoned(desk.arrive("a")))
+    desk.release(runs)
+    assert desk.state.places_kept
+    assert desk.arrive("a") in desk.granted()
+    assert not desk.state.places_kept
+
+
 def test_a_model_that_may_vanish_is_looked_at_before_each_grant() -> None:
     desk = serving(parallel=1)
     runs = desk.arrive("a")

@@ -12,8 +12,6 @@ import functools
 from typing import Final
 
 import structlog
-from aiohttp.web_protocol import RequestPayloadError
-from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 from ollama_swap_proxy.access import TURNED_AWAY, HostGuard
 from ollama_swap_proxy.bodies import SYNCHRONOUS_LIMIT_BYTES, Body, library_names, read_at_once, read_intent
@@ -28,7 +26,8 @@ from ollama_swap_proxy.errors import ProxyError
 from ollama_swap_proxy.gate import Gate
 from ollama_swap_proxy.journal import Journal, Journey
 from ollama_swap_proxy.listener.answers import Answer, OwnAnswer
-from ollama_swap_proxy.listener.request import ClientRequest
+from ollama_swap_proxy.listener.content import MalformedBody
+from ollama_swap_proxy.listener.request import HTTP_11, ClientRequest, RequestHead
 from ollama_swap_proxy.num_ctx import LeastNumCtx
 from ollama_swap_proxy.plan import Plan, make_plan
 from ollama_swap_proxy.upstream.catalog import Catalog, Entry
@@ -46,8 +45,7 @@ PLANS_KEPT: Final = 1024
 WAITED_LINES: Final = b"X-Ollama-Swap-Proxy-Waited: %.3f\r\nX-Ollama-Swap-Proxy-Swapped: %b\r\n"
 """What an answer tells of its request with `response_headers`: seconds, and whether a swap was made meanwhile."""
 
-_HOST: Final = istr("Host")
-_NO_HEADERS: Final = CIMultiDictProxy(CIMultiDict[str]())
+_NO_HEAD: Final = RequestHead("", "", HTTP_11, [], [])
 
 LIBRARY_BODY_LIMIT_BYTES: Final = 256 * 1024
 """A pull, create, copy or delete names its model in a small body; of a larger one we only know that it came."""
@@ -83,7 +81,7 @@ class App:
         client = request.client.address
         journey = Journey(self._gate.next_id(), message.method, message.path, dialect, client, began_at)
         try:
-            if not self._guard.allows(message.headers.get(_HOST, "")):
+            if not self._guard.allows(message.host):
                 journey.error, journey.exchange.status = TURNED_AWAY[1], 403
                 return OwnAnswer(403, [TURNED_AWAY], b"")  # an empty body, as Ollama's own
             if endpoint is not None:
@@ -98,7 +96,7 @@ class App:
         except asyncio.CancelledError:
             journey.error = "stopping" if request.client.was_cut else "client_left"
             raise
-        except RequestPayloadError:
+        except MalformedBody:
             journey.error = "bad_body"
             raise  # the listener answers it as Go does
         except Exception:
@@ -130,7 +128,7 @@ class App:
         endpoint = endpoints.EMBED if traits.embedder else endpoints.GENERATE
         given = self._least_num_ctx.asked_by_all(parsed.canonical, entry.parameters)
         plan = make_plan(endpoint, given, entry, traits)
-        caller = self._callers.identify(_NO_HEADERS, "", endpoint.path, parsed.canonical)
+        caller = self._callers.identify(_NO_HEAD, "", endpoint.path, parsed.canonical)
         ticket = Ticket(
             0, plan.variant, plan.name, self._loop.time(), plan.recipe, klass=caller.klass, traits=plan.traits
         )
@@ -144,7 +142,7 @@ class App:
         data = content.read_nowait() if content.is_eof() else b""
         intent = None
         if data and len(data) <= self._at_once_bytes:
-            intent = read_at_once(endpoint, request.message.headers, data)
+            intent = read_at_once(endpoint, request.message.fields.get(b"content-encoding"), data)
         kept: Body | bytes = data
         stored: Body | None = None
         try:
@@ -268,7 +266,7 @@ class App:
     def _ticket(
         self, request: ClientRequest, endpoint: Endpoint, intent: Intent, plan: Plan, journey: Journey
     ) -> Ticket:
-        caller = self._callers.identify(request.message.headers, request.client.address, endpoint.path, intent.name)
+        caller = self._callers.identify(request.message, request.client.address, endpoint.path, intent.name)
         journey.client, journey.klass = caller.client, caller.klass.name
         keep_alive_s = intent.keep_alive_s
         stays_briefly = keep_alive_s is not None and keep_alive_s < self._settings.ps_max_age_s

@@ -157,18 +157,19 @@ async def read_intent(
     if _is_zstd(endpoint, headers):
         return await _read_zstd(endpoint, body)
     if body.size <= SYNCHRONOUS_LIMIT_BYTES and body.in_memory:
-        intent = read_at_once(endpoint, headers, body.as_bytes())
+        intent = read_at_once(endpoint, None, body.as_bytes())
         if intent is not None:
             return intent
     return await _read_in_slices(endpoint, body.chunks(SLICE_BYTES))
 
 
-def read_at_once(endpoint: Endpoint, headers: Mapping[str, str], data: bytes) -> requests.Intent | None:
+def read_at_once(endpoint: Endpoint, coding: bytes | None, data: bytes) -> requests.Intent | None:
     """Find out what a request asks for whose whole body is small (`SYNCHRONOUS_LIMIT_BYTES`) and here.
 
-    None where that takes `read_intent`: a form, a compressed body, one that is nested deeply.
+    ``coding`` is its Content-Encoding. None where that takes `read_intent`: a form, a compressed body, one that is
+    nested deeply.
     """
-    if endpoint.is_form or (endpoint.takes_zstd and _is_zstd(endpoint, headers)):  # takes_zstd: spares a call
+    if endpoint.is_form or (coding == b"zstd" and endpoint.takes_zstd):
         return None
     try:
         return requests.judge(endpoint, json_fields.read(data))

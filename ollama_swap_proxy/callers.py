@@ -14,9 +14,9 @@ import fnmatch
 import hashlib
 import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import structlog
 from multidict import CIMultiDictProxy, istr
@@ -51,10 +51,20 @@ _HOPS: Final = 32
 _TOLD_OF: Final = 16
 """So many addresses that send a user without being trusted are told of: more are no proxies that were forgotten."""
 
-_SECONDS: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})?")
+_SECONDS: Final = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,9})?")
 _PLAIN_USER: Final = re.compile(r"[A-Za-z0-9._@+=%-]{1,64}")
 _FOR: Final = re.compile(r'(?:^|;)[ \t]*for=(?:"([^"]*)"|([^;" \t]*))', re.IGNORECASE)
 """The client's part of one element of a Forwarded header (RFC 7239)."""
+
+
+class _Head(Protocol):
+    """A request's head: its ``fields`` by lower-case name, of several the last; ``headers`` has all, and costs more."""
+
+    @property
+    def fields(self) -> Mapping[bytes, bytes]: ...
+
+    @property
+    def headers(self) -> Headers: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,41 +167,42 @@ class Callers:
         self._trusted = settings.trusted_proxies
         self._forwarded_header = istr(settings.forwarded_header)
         self._class_header = istr(settings.class_header)
-        self._patience_header = istr(settings.patience_header)
+        self._patience_header = settings.patience_header.lower().encode()
         self._longest_patience_s = settings.give_up_after_s
         self._is_plain = not (
             self._rules or self._of_models or self._trusted or self._class_header or self._user_header
         )
-        self._plain: dict[tuple[str, str | None, str | None], Caller] = {}
+        self._plain: dict[tuple[str, bytes | None, bytes | None], Caller] = {}
         self._peers: dict[str, tuple[_IP | None, bool]] = {}
         self._sources: dict[tuple[str, ...], _Source] = {}
         self._judged: dict[tuple[object, ...], TicketClass] = {}
         self._told_of: set[str] = set()
         self._log = structlog.get_logger("callers")
 
-    def identify(self, headers: Headers, peer: str, path: str, model: str) -> Caller:
+    def identify(self, head: _Head, peer: str, path: str, model: str) -> Caller:
         """Return whom a request comes from.
 
         ``peer`` is the address of the connection ("" for a socket without one), ``path`` the gated route's own
         spelling, ``model`` the canonical name.
         """
         if not self._is_plain:
-            source = self._source(headers, peer)
-            caller = Caller(source.client, self._class(headers, source, path, model))
+            source = self._source(head.headers, peer)
+            caller = Caller(source.client, self._class(head.headers, source, path, model))
         else:
-            about = peer, headers.get(_AUTHORIZATION), headers.get(_API_KEY)
+            about = peer, head.fields.get(b"authorization"), head.fields.get(b"x-api-key")
             known = self._plain.get(about)
             caller = self._find_plain(about) if known is None else known
-        if self._patience_header in headers:
-            return Caller(caller.client, caller.klass, self._patience(headers))
+        if self._patience_header in head.fields:
+            return Caller(caller.client, caller.klass, self._patience(head.fields[self._patience_header]))
         return caller
 
-    def _find_plain(self, about: tuple[str, str | None, str | None]) -> Caller:
+    def _find_plain(self, about: tuple[str, bytes | None, bytes | None]) -> Caller:
         """Find out whom a request comes from while no proxy is believed and all are of one class."""
-        peer, authorization, api_key = about
-        source = self._find_source(_Said(authorization or "", api_key or ""), peer, _ip(peer), trusted=False)
+        peer, *given = about
+        authorization, api_key = [(value or b"").decode("utf-8", "surrogateescape") for value in given]
+        source = self._find_source(_Said(authorization, api_key), peer, _ip(peer), trusted=False)
         caller = Caller(source.client, self._default)
-        if len(authorization or "") + len(api_key or "") <= _LONGEST_REMEMBERED:
+        if len(authorization) + len(api_key) <= _LONGEST_REMEMBERED:
             _remember(self._plain, about, caller)
         return caller
 
@@ -286,8 +297,8 @@ class Callers:
                 _remember(self._judged, about, klass)
         return klass
 
-    def _patience(self, headers: Headers) -> float | None:
-        value = headers[self._patience_header].strip()
+    def _patience(self, value: bytes) -> float | None:
+        value = value.strip()
         if not _SECONDS.fullmatch(value):
             return None
         patience_s = float(value)

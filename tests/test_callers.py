@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import timeit
 from typing import Any
 
 import pytest
 import structlog
-from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http import HttpRequestParser
-from multidict import CIMultiDict, CIMultiDictProxy
 
 from ollama_swap_proxy import callers
 from ollama_swap_proxy.callers import Caller, Callers
+from ollama_swap_proxy.listener.answers import Refusal
+from ollama_swap_proxy.listener.incoming import Incoming
+from ollama_swap_proxy.listener.request import HTTP_11, RequestHead
 from ollama_swap_proxy.settings.options import Settings
 
 PEER = "192.0.2.7"
@@ -27,6 +26,11 @@ def _sha(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def _head(*headers: tuple[str, str]) -> RequestHead:
+    values = [value.encode("utf-8", "surrogateescape") for _, value in headers]
+    return RequestHead("POST", "/", HTTP_11, [name.encode() for name, _ in headers], values)
+
+
 def _ask(
     asked: Callers | None = None,
     *headers: tuple[str, str],
@@ -34,7 +38,7 @@ def _ask(
     path: str = "/api/chat",
     model: str = "qwen3:8b",
 ) -> Caller:
-    return (asked or Callers(Settings())).identify(CIMultiDictProxy(CIMultiDict(headers)), peer, path, model)
+    return (asked or Callers(Settings())).identify(_head(*headers), peer, path, model)
 
 
 def _with(**settings: object) -> Callers:
@@ -186,14 +190,16 @@ async def test_bytes_that_are_no_utf8_are_borne_as_the_parser_gives_them() -> No
         b"POST /api/chat HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer \xff\xfe\r\nX-User: \xc3\x28\r\nX-Class: \xff\r\n"
         b"X-Job: \xff\r\nUser-Agent: b\xfe\r\nX-Forwarded-For: \xff\r\nX-Ollama-Swap-Proxy-Patience: \xb2\r\n\r\n"
     )
-    loop = asyncio.get_running_loop()
-    ((message, _),) = HttpRequestParser(BaseProtocol(loop), loop, 2**16).feed_data(head)[0]
-    headers = message.headers
-    caller = asked.identify(headers, PROXY, "/api/chat", "m:latest")
+    incoming = Incoming()
+    incoming.feed(head)
+    coming = incoming.take()
+    assert not isinstance(coming, Refusal)
+    message, _ = coming
+    caller = asked.identify(message, PROXY, "/api/chat", "m:latest")
     assert caller.client.isascii()
     assert caller.klass.name == "batch"
     assert caller.patience_s is None
-    assert asked.identify(headers, PEER, "/api/chat", "m:latest").client.isascii()
+    assert asked.identify(message, PEER, "/api/chat", "m:latest").client.isascii()
 
 
 # --- Classes ---
@@ -353,7 +359,7 @@ def test_two_requests_that_differ_in_what_a_rule_looks_at_are_judged_apart() -> 
 def test_while_nothing_is_configured_a_known_caller_costs_no_new_one(headers: tuple[tuple[str, str], ...]) -> None:
     asked = Callers(Settings())
     assert _ask(asked, *headers) is _ask(asked, *headers)
-    given = CIMultiDictProxy(CIMultiDict([("Host", "x"), ("User-Agent", "y"), *headers]))
+    given = _head(("Host", "x"), ("User-Agent", "y"), *headers)
     several = timeit.repeat(lambda: asked.identify(given, PEER, "/api/chat", "m"), number=1000, repeat=5)
     assert min(several) < 1000 * 10e-6, "some 0.2 us; fifty times that is a fault on any machine"
 

@@ -57,7 +57,6 @@ ONLY_SHAPES = {"core/classes", "core/commands", "core/events", "core/tickets"}
 
 TESTED_BY = {
     "core/intake": "core/test_scheduler",
-    "upstream/connection": "upstream/test_relay",
     "upstream/eviction": "upstream/test_simulated",
     "upstream/pool": "upstream/test_relay",
 }

@@ -1,5 +1,4 @@
 """The proxy port: connections of clients, their requests, and the answers that do not come from upstream.
 
-A package of its own because its parts know each other; nobody else needs to know how aiohttp's server is made to
-relay raw bytes. Must not route, must not know upstream or the gate.
+A package of its own because its parts know each other. Must not route, must not know upstream or the gate.
 """

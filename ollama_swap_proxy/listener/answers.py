@@ -11,10 +11,8 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final, Protocol
 
-from aiohttp.http_writer import HttpVersion11
-
 from ollama_swap_proxy.errors import Dialect, ProxyError
-from ollama_swap_proxy.listener.request import Client, ClientRequest
+from ollama_swap_proxy.listener.request import HTTP_11, Client, ClientRequest
 
 _BODILESS: Final = (204, 304)
 
@@ -74,7 +72,7 @@ class OwnAnswer:
             message = request.message
             self.lingers = not request.content.is_eof()
             self.persistent = not message.should_close and not self.lingers
-            modern = message.version >= HttpVersion11
+            modern = message.version >= HTTP_11
             body = b"" if message.method == "HEAD" or self.status in _BODILESS else body
         head = self._head(modern=modern, stays=self.persistent and client.may_stay())
         if client.transport is not None:
@@ -129,27 +127,16 @@ _TEXTS: Final = {
 }
 """Reason and body of what the connection itself refuses."""
 
-_REASONS: Final = (
-    ("Missing 'Host'", 400, "missing required Host header", ""),
-    ("Invalid HTTP version", 505, "unsupported protocol version", ""),
-    ("Transfer-Encoding", 501, "", "Unsupported transfer encoding"),
-    ("Got more than", 431, "", ""),
-    ("Too many headers", 431, "", ""),
-)
-"""Where Go's server says more than "400 Bad Request" (net/http, server.go, conn.serve and readRequest): what the
-parser's text contains, and the status, reason and body that Go gives."""
+_MEANT: Final = (("Invalid HTTP version", 505), ("Transfer-Encoding", 501))
+"""Where Go's server says more than "400 Bad Request" to what the parser refuses (net/http, server.go, conn.serve and
+readRequest): what the parser's text contains, and the status."""
 
 
-def unreadable(status: int, error: BaseException | None = None) -> Refusal:
-    """Return the answer to a request that could not be read: ``status`` is ours, or 400 for the parser's ``error``."""
-    if status in _TEXTS:
-        reason, body = _TEXTS[status]
-        return Refusal(status, reason, text=body)
-    text = str(error).partition("\n\n")[0]  # behind that the parser quotes what it was given
-    for contained, its_status, reason, body in _REASONS:
-        if contained in text:
-            return Refusal(its_status, reason, text=body)
-    return Refusal(status)
+def unreadable(status: int, text: str = "") -> Refusal:
+    """Return the answer to a request that could not be read: ``status`` is ours, or 400 for the parser's ``text``."""
+    status = next((meant for contained, meant in _MEANT if contained in text), status)
+    reason, body = _TEXTS.get(status, ("", ""))
+    return Refusal(status, reason, text=body)
 
 
 def failed(error: BaseException) -> OwnAnswer:

@@ -10,10 +10,8 @@ import asyncio
 import socket
 from typing import Final, Protocol, cast
 
-from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
-from aiohttp.web_protocol import RequestPayloadError
-
 from ollama_swap_proxy.listener.answers import Answer, Handler, Refusal, failed
+from ollama_swap_proxy.listener.content import Content, MalformedBody
 from ollama_swap_proxy.listener.incoming import Arrival, Incoming
 from ollama_swap_proxy.listener.late_body import drop
 from ollama_swap_proxy.listener.request import ClientRequest, Flow
@@ -72,7 +70,7 @@ class ClientConnection(asyncio.Protocol):
     def __init__(self, server: Listener, loop: asyncio.AbstractEventLoop) -> None:
         self._server = server
         self._loop = loop
-        self._incoming = Incoming(loop)
+        self._incoming = Incoming()
         self._next: Prompt[Arrival] | None = None
         """The next request, as long as none is being served."""
         self._task: asyncio.Task[None] | None = None
@@ -123,10 +121,9 @@ class ClientConnection(asyncio.Protocol):
                     self._next = Prompt(self._loop)
                     coming = await self._next
                 request: ClientRequest | None = None
-                content: StreamReader = EMPTY_PAYLOAD
                 answer: Answer | None
                 if isinstance(coming, Refusal):
-                    answer = coming
+                    answer, content = coming, Content(None)
                 else:
                     message, content = coming
                     request = ClientRequest(message, content, self)
@@ -157,7 +154,7 @@ class ClientConnection(asyncio.Protocol):
             await self._drained
         return self.may_stay()
 
-    async def _hear_out(self, answer: Answer, content: StreamReader) -> bool:
+    async def _hear_out(self, answer: Answer, content: Content) -> bool:
         """Let a client read its answer although it still sends; say whether the body has ended meanwhile."""
         if answer.lingers:
             await self._linger()
@@ -169,7 +166,7 @@ class ClientConnection(asyncio.Protocol):
         """Return the answer to a handler's failure, or None where the client's connection broke."""
         if isinstance(error, ConnectionError):
             return None
-        if isinstance(error, RequestPayloadError):
+        if isinstance(error, MalformedBody):
             return Refusal(400)
         self._server.handler_failed(request, error)
         return failed(error)

@@ -9,16 +9,15 @@ import asyncio
 import contextlib
 from typing import Final
 
-from aiohttp.streams import StreamReader
-from aiohttp.web_protocol import RequestPayloadError
+from ollama_swap_proxy.listener.content import Content, MalformedBody
 
 LATE_BODY_S: Final = 10.0
 """How long a client may still send, before its connection is closed."""
 
 
-async def drop(content: StreamReader) -> None:
+async def drop(content: Content) -> None:
     """Read and drop the rest of a body, for ``LATE_BODY_S`` at the longest, or until it turns out to be malformed."""
-    with contextlib.suppress(TimeoutError, RequestPayloadError):
+    with contextlib.suppress(TimeoutError, MalformedBody):
         async with asyncio.timeout(LATE_BODY_S):
             while not content.is_eof():
                 await content.readany()

@@ -1,8 +1,8 @@
 """One connection to upstream: the protocol that reads answers.
 
-Owns the socket, where an answer's head and body end, and whether a connection may be used again. aiohttp's parser
-sees every byte but only to tell those; the bytes themselves are handed on as they came. Must not know the client,
-must not repeat a request, must not change a byte.
+Owns the socket, where an answer's head and body end, and whether a connection may be used again. The parser (llhttp, by
+httptools) sees every byte but only to tell those; the bytes themselves are handed on as they came. Must not know the
+client, must not repeat a request, must not change a byte.
 """
 
 from __future__ import annotations
@@ -16,19 +16,15 @@ import ssl
 from collections.abc import Callable
 from typing import Final, Protocol, cast
 
-from aiohttp.base_protocol import BaseProtocol
-from aiohttp.http_exceptions import HttpProcessingError
-from aiohttp.http_parser import HttpResponseParser, RawResponseMessage
-from aiohttp.http_writer import HttpVersion11
-from aiohttp.streams import StreamReader
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from ollama_swap_proxy.upstream.heads import end_of_head
+from ollama_swap_proxy.upstream.heads import AnswerHead, end_of_head
 
-HEAD_LIMIT_BYTES: Final = 2**20
-"""Longest line of an answer's head; Go's clients take 1 MiB (net/http, Transport.MaxResponseHeaderBytes is 10 MiB)."""
+HEAD_LIMIT_BYTES: Final = 10 * 2**20
+"""Largest head of an answer, with what 1xx answers came in the same read; as Go's clients take it (net/http,
+Transport.MaxResponseHeaderBytes)."""
 
-HEAD_LIMIT_LINES: Final = 10_000
-"""Most header lines of an answer."""
+_UNASKED: Final = "it sent an answer that nobody asked for"
 
 WRITE_HIGH_WATER_BYTES: Final = 2**18
 """How much of a request body waits in our memory for upstream before its sender is held."""
@@ -44,7 +40,7 @@ class AnswerSink(Protocol):
     def interim_came(self, raw: bytes) -> None:
         """Take a whole 1xx answer."""
 
-    def head_came(self, message: RawResponseMessage, raw: bytes) -> None:
+    def head_came(self, head: AnswerHead, raw: bytes) -> None:
         """Take the final head, with what came behind it in the same read."""
 
     def body_came(self, raw: bytes) -> None:
@@ -57,34 +53,23 @@ class AnswerSink(Protocol):
         """Note that no more will come, although the answer is not complete."""
 
 
-class _NoFlowControl:
-    """What aiohttp's payload asks of its protocol; we empty it after each read, so there is nothing to control."""
-
-    __slots__ = ()
-    _reading_paused = False
-
-    def pause_reading(self) -> None:
-        """Do nothing: the flow is controlled by the client's transport, not by the parser's copy."""
-
-    def resume_reading(self, resume_parser: bool = True) -> None:  # noqa: FBT001, FBT002 - aiohttp's own shape
-        """Do nothing, as above."""
-
-
-_NO_FLOW_CONTROL: Final = cast("BaseProtocol", _NoFlowControl())
-
-
 class UpstreamConnection(asyncio.Protocol):
-    """One socket to upstream; one request at a time."""
+    """One socket to upstream; one request at a time. ``on_...`` are its parser's calls, made while that is fed."""
 
     __slots__ = (
+        "_body_bytes",
         "_has_body",
+        "_head",
+        "_heads",
         "_held",
+        "_is_begun",
+        "_is_complete",
         "_loop",
         "_parser",
-        "_payload",
         "_persistent",
         "_poll",
         "_sink",
+        "_status",
         "_when_lost",
         "_writable",
         "idle_since",
@@ -98,7 +83,13 @@ class UpstreamConnection(asyncio.Protocol):
         self._loop = loop
         self._sink: AnswerSink | None = None
         self._parser: HttpResponseParser | None = None
-        self._payload: StreamReader | None = None
+        self._head: AnswerHead | None = None
+        self._heads: list[tuple[int, bool]] = []
+        """Of those that came in the read that is parsed: status, and whether the connection stays open behind it."""
+        self._status = 0
+        self._body_bytes = 0
+        self._is_begun = False
+        self._is_complete = False
         self._held = b""
         self._has_body = True
         self._persistent = False
@@ -115,26 +106,20 @@ class UpstreamConnection(asyncio.Protocol):
             self.transport.write(data)
         # All else comes behind the write: upstream is at work meanwhile.
         self._sink = sink
-        self._payload = None
+        self._head = None
         self._held = b""
-        if self._parser is not None and has_body and self._has_body:
-            return  # it is behind a complete answer, and ready for the next
+        self._body_bytes = 0
+        self._is_complete = False
+        if self._parser is None or not self._has_body:  # behind a HEAD it would count on a body
+            self._parser = HttpResponseParser(self)
+            self._parser.set_dangerous_leniencies(
+                lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
+            )
         self._has_body = has_body
-        self._parser = HttpResponseParser(
-            _NO_FLOW_CONTROL,
-            self._loop,
-            HEAD_LIMIT_BYTES,
-            max_line_size=HEAD_LIMIT_BYTES,
-            max_field_size=HEAD_LIMIT_BYTES,
-            max_headers=HEAD_LIMIT_LINES,
-            response_with_body=has_body,
-            read_until_eof=True,
-            auto_decompress=False,
-        )
 
     def received_bytes(self) -> int:
         """Return the bytes of the answer's body so far, without framing."""
-        return 0 if self._payload is None else self._payload.total_bytes
+        return self._body_bytes
 
     def write(self, data: bytes) -> None:
         """Send more of the request; it waits in memory when the socket is full (see ``writable``)."""
@@ -204,50 +189,52 @@ class UpstreamConnection(asyncio.Protocol):
             self.abort()  # bytes that nobody asked for: whose answer they are is unknowable
             return
         try:
-            messages, _, _ = parser.feed_data(data)
-        except HttpProcessingError as error:
-            self._break(f"it sent what is no HTTP answer ({type(error).__name__})")
+            parser.feed_data(data)
+        except HttpParserUpgrade:
+            self._break(_UNASKED)
             return
-        payload = self._payload
-        if payload is not None and not messages:
+        except HttpParserError as error:
+            self._break(f"it sent what is no HTTP answer ({error})")
+            return
+        if self._head is not None and not self._heads:
             sink.body_came(data)
-        else:
-            if self._held:
-                data, self._held = self._held + data, b""
-            payload = self._take_messages(sink, messages, data)
-            if payload is None:
-                return
-        if payload.is_eof():
-            self._persistent = self._persistent and _is_at_rest(parser)
-            self._end(sink, payload.total_bytes)
-        else:
-            payload.read_nowait()  # the parser's copy: not needed, and it would grow
+        elif not self._take_heads(sink, self._held + data):
+            return
+        if self._is_complete or not self._has_body:
+            self._end(sink, persistent=self._persistent and not self._is_begun)
 
-    def _take_messages(
-        self, sink: AnswerSink, messages: list[tuple[RawResponseMessage, StreamReader]], data: bytes
-    ) -> StreamReader | None:
-        """Hand on the 1xx answers and the final head in ``data``; return the final one's payload, or None if not
-        there.
-        """
-        for number, (message, payload) in enumerate(messages, start=1):
-            final = message.code >= 200
-            if message.code == 101 or self._payload is not None or (final and number < len(messages)):
-                self._break("it sent an answer that nobody asked for")
-                return None
-            if final:
-                self._payload = payload
-                self._persistent = not message.should_close if self._has_body else _keeps_after_head(message)
-                sink.head_came(message, data)
-                return payload
+    def _take_heads(self, sink: AnswerSink, data: bytes) -> bool:
+        """Hand on the 1xx answers and the final head in ``data``; say whether that one is there."""
+        heads, self._heads = self._heads, []
+        for number, (status, stays) in enumerate(heads, start=1):
+            is_final = status >= 200
+            if status == 101 or self._head is not None or (is_final and number < len(heads)):
+                self._break(_UNASKED)
+                return False
+            data = data.lstrip(b"\r\n")  # blank lines in front of an answer are none of it
             end = end_of_head(data)
+            if b"\0" in data[:end]:
+                self._break("it sent what is no HTTP answer (a zero byte in its head)")
+                return False
+            if is_final:
+                self._head = head = AnswerHead(status, data[:end], persistent=stays)
+                self._persistent = stays
+                if not self._has_body:
+                    self._persistent = head.says_persistent and len(data) == end
+                    self._is_begun, self._body_bytes = False, 0
+                    data = data[:end]
+                sink.head_came(head, data)
+                return True
             sink.interim_came(data[:end])
             data = data[end:]
         self._held = data
-        return None
+        if len(data) > HEAD_LIMIT_BYTES:
+            self._break("its answer's head is too large")
+        return False
 
-    def _end(self, sink: AnswerSink, body_bytes: int) -> None:
+    def _end(self, sink: AnswerSink, *, persistent: bool) -> None:
         self._sink = None
-        sink.ended(body_bytes, persistent=self._persistent)
+        sink.ended(self._body_bytes, persistent=persistent)
 
     def _break(self, reason: str) -> None:
         sink = self._sink
@@ -257,43 +244,48 @@ class UpstreamConnection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """End an answer that lasts until EOF, or note that it was cut. The transport closes itself."""
-        sink, payload, parser = self._sink, self._payload, self._parser
-        if sink is None or parser is None:
+        sink, head = self._sink, self._head
+        if sink is None:
             return
-        if payload is None:
+        if head is None:
             self._break("it closed the connection without an answer")
-            return
-        try:
-            parser.feed_eof()
-        except HttpProcessingError:
+        elif head.is_framed:
             self._break("it closed the connection in mid-answer")
-            return
-        self._persistent = False
-        self._end(sink, payload.total_bytes)
+        else:
+            self._end(sink, persistent=False)
+
+    # --- its parser's calls ---
+
+    def on_message_begin(self) -> None:
+        """Note that an answer begins."""
+        self._is_begun = True
+
+    def on_headers_complete(self) -> None:
+        """Note what a head says."""
+        if self._parser is not None:
+            self._status = self._parser.get_status_code()
+            self._body_bytes = 0
+            self._heads.append((self._status, self._parser.should_keep_alive()))
+
+    def on_body(self, data: bytes) -> None:
+        """Count."""
+        self._body_bytes += len(data)
+
+    def on_message_complete(self) -> None:
+        """Note that an answer is complete: a 1xx answer, or the final one."""
+        self._is_begun = False
+        self._is_complete = self._status >= 200
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Leave the pool; tell the sink if it was still waiting."""
         self.transport = None
+        self._parser = None  # it knows us, too
         self.resume_writing()
         self._when_lost(self)
         sink, self._sink = self._sink, None
         if sink is not None:
-            when = "without an answer" if self._payload is None else "in mid-answer"
+            when = "without an answer" if self._head is None else "in mid-answer"
             sink.broke(f"the connection was lost {when} ({cause(exc)})")
-
-
-def _is_at_rest(parser: HttpResponseParser) -> bool:
-    """Say whether nothing came behind the answer's end: the beginning of another one would be lost, and break it."""
-    try:
-        return parser.feed_eof() is None
-    except HttpProcessingError:
-        return False
-
-
-def _keeps_after_head(message: RawResponseMessage) -> bool:
-    """Say whether upstream keeps the connection after a HEAD: the parser would count on a body that never comes."""
-    tokens = [token.strip().lower() for token in ",".join(message.headers.getall("Connection", ())).split(",")]
-    return "close" not in tokens and (message.version >= HttpVersion11 or "keep-alive" in tokens)
 
 
 def cause(exc: BaseException | None) -> str:

@@ -12,11 +12,11 @@ form (``GET http://host/path``) passes as it came too.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import Enum
 
-RawHeaders = Iterable[tuple[bytes, bytes]]
+from ollama_swap_proxy.listener.request import RequestHead
 
 NOT_BUFFERED = b"X-Accel-Buffering: no\r\n"
 """Tells a front proxy (nginx, and others that follow it) not to hold a stream back."""
@@ -76,9 +76,57 @@ REQUEST_RULES: tuple[Rule, ...] = (
 _KEPT = frozenset(rule.name for rule in REQUEST_RULES if rule.fate is Fate.KEEP)
 _FATES = {rule.name: rule.fate for rule in REQUEST_RULES if rule.fate is not Fate.KEEP}
 _LENGTH = re.compile(rb"^(content-length:[ \t]*)[0-9]+", re.IGNORECASE | re.MULTILINE)
+_NOT_PLAIN = frozenset(_FATES) - {b"host", b"connection"}
 _PERSISTENCE = (b"close", b"keep-alive")
-_AUTHORITY = Fate.UPSTREAM_AUTHORITY
-"""Every request has a Host, and to look a member up in its enum costs more than all else that is done for it."""
+_ASKED = re.compile(rb"\n(connection|content-length|transfer-encoding|x-accel-buffering)[ \t]*:([^\r\n]*)")
+
+
+class AnswerHead:
+    """What we want to know of a final answer's head.
+
+    ``persistent``: neither the head nor the body's framing asks to close the connection behind the answer.
+    """
+
+    __slots__ = ("_fields", "_raw", "persistent", "status")
+
+    def __init__(self, status: int, raw: bytes, *, persistent: bool) -> None:
+        """``raw`` is all of the head; whoever parsed it tells the rest."""
+        self.status = status
+        self.persistent = persistent
+        self._raw = raw
+        self._fields: dict[bytes, bytes] = dict(_ASKED.findall(raw.lower()))
+
+    @property
+    def is_chunked(self) -> bool:
+        """Say whether the body comes in chunks."""
+        last = self._fields.get(b"transfer-encoding", b"").rpartition(b",")[2]
+        return last.lstrip(b" \t").rstrip(b" ") == b"chunked"  # to the letter as the parser sees it
+
+    @property
+    def is_framed(self) -> bool:
+        """Say whether the body's end shows without the connection's."""
+        return b"content-length" in self._fields or self.is_chunked
+
+    @property
+    def is_streamed(self) -> bool:
+        """Say whether upstream sends the body as it comes into being."""
+        return self.is_chunked or not (self.persistent or b"content-length" in self._fields)
+
+    @property
+    def is_modern(self) -> bool:
+        """Say whether its version is HTTP/1.1."""
+        return self._raw.startswith(b"HTTP/1.1")
+
+    @property
+    def says_buffering(self) -> bool:
+        """Say whether it tells front proxies by itself whether to hold the answer back."""
+        return b"x-accel-buffering" in self._fields
+
+    @property
+    def says_persistent(self) -> bool:
+        """Say whether the connection stays open where no body follows, as behind a HEAD."""
+        tokens = self._fields.get(b"connection", b"").translate(None, b" \t").split(b",")
+        return b"close" not in tokens and (self.is_modern or b"keep-alive" in tokens)
 
 
 def start_line(method: str, target: str, version: tuple[int, int]) -> bytes:
@@ -86,28 +134,38 @@ def start_line(method: str, target: str, version: tuple[int, int]) -> bytes:
     return f"{method} {target} HTTP/{version[0]}.{version[1]}\r\n".encode("utf-8", "surrogateescape")
 
 
-def request_head(
-    first_line: bytes,
-    raw_headers: RawHeaders,
-    *,
-    authority: bytes,
-    body_was_read: bool,
-    also_drop: Collection[bytes] = (),
-) -> bytes:
-    """Return the head for upstream, blank line included.
+def request_head(head: RequestHead, *, authority: bytes, body_was_read: bool) -> bytes:
+    """Return the head for upstream, blank line included. ``authority`` is upstream's host and port."""
+    first_line = start_line(head.method, head.path, head.version)
+    fields = head.fields
+    if (
+        _NOT_PLAIN.isdisjoint(fields)
+        and b"host" in fields
+        and len(fields) == len(head.names)
+        and fields.get(b"connection", b"close").lower() in _PERSISTENCE
+    ):
+        # As most are: only the Host changes, and nothing needs to be looked at line by line.
+        values = head.values.copy()
+        values[head.lower_names.index(b"host")] = authority
+        lines = map(b": ".join, zip(head.names, values))  # noqa: B905 - of one length
+        return b"".join((first_line, b"\r\n".join(lines), b"\r\n\r\n"))
+    return b"".join((first_line, *_lines(head, authority, frozenset(), body_was_read=body_was_read), b"\r\n"))
 
-    ``authority`` is upstream's host and port. ``also_drop`` holds lower-case names that a Connection header named:
-    found in a first pass, it is given to the second.
+
+def _lines(head: RequestHead, authority: bytes, also_drop: AbstractSet[bytes], *, body_was_read: bool) -> list[bytes]:
+    """Return the header lines for upstream, in parts.
+
+    ``also_drop`` holds lower-case names that a Connection header named: found in a first pass, it is given to the
+    second.
     """
-    parts = [first_line]
+    parts: list[bytes] = []
     named: set[bytes] = set()
     own_origins: tuple[bytes, ...] = ()
-    for name, value in raw_headers:
-        lower = name.lower()
+    for name, lower, value in zip(head.names, head.lower_names, head.values, strict=True):
         kept = value
         if lower in _FATES:
             fate = _FATES[lower]
-            if fate is _AUTHORITY:
+            if fate is Fate.UPSTREAM_AUTHORITY:
                 kept = authority
             elif fate is Fate.PERSISTENCE_ONLY:
                 kept, others = split_connection(value)
@@ -120,7 +178,7 @@ def request_head(
                 or (
                     fate is Fate.DROP_IF_SAME_ORIGIN
                     # looked for once: there may be 10,000 such lines
-                    and value in (own_origins := own_origins or _own_origins(raw_headers))
+                    and value in (own_origins := own_origins or _own_origins(head))
                 )
             ):
                 continue
@@ -129,11 +187,8 @@ def request_head(
         parts += (name, b": ", kept, b"\r\n")
     named -= _KEPT
     if named and not also_drop:
-        return request_head(
-            first_line, raw_headers, authority=authority, body_was_read=body_was_read, also_drop=frozenset(named)
-        )
-    parts.append(b"\r\n")
-    return b"".join(parts)
+        return _lines(head, authority, frozenset(named), body_was_read=body_was_read)
+    return parts
 
 
 def split_connection(value: bytes) -> tuple[bytes, set[bytes]]:
@@ -149,8 +204,8 @@ def split_connection(value: bytes) -> tuple[bytes, set[bytes]]:
     return b", ".join(kept), tokens.difference(_PERSISTENCE, (b"",))
 
 
-def _own_origins(raw_headers: RawHeaders) -> tuple[bytes, ...]:
-    host = next((value for name, value in raw_headers if name.lower() == b"host"), b"")
+def _own_origins(head: RequestHead) -> tuple[bytes, ...]:
+    host = head.fields.get(b"host", b"")
     return b"http://" + host, b"https://" + host
 
 

@@ -12,17 +12,15 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from aiohttp.http_parser import RawResponseMessage
-from aiohttp.http_writer import HttpVersion11
-from aiohttp.streams import StreamReader
 from yarl import URL
 
 from ollama_swap_proxy.errors import ProxyError
 from ollama_swap_proxy.listener.answers import Relayed
-from ollama_swap_proxy.listener.request import ClientRequest
+from ollama_swap_proxy.listener.content import Content
+from ollama_swap_proxy.listener.request import HTTP_11, ClientRequest
 from ollama_swap_proxy.prompt import Prompt
 from ollama_swap_proxy.upstream.connection import UpstreamConnection, UpstreamFailed
-from ollama_swap_proxy.upstream.heads import CLOSING, NOT_BUFFERED, request_head, start_line, with_length, with_lines
+from ollama_swap_proxy.upstream.heads import CLOSING, NOT_BUFFERED, AnswerHead, request_head, with_length, with_lines
 from ollama_swap_proxy.upstream.pool import UpstreamPool
 
 READ_BYTES: Final = 2**18
@@ -91,16 +89,10 @@ class Relay:
         hold back a streamed answer. ``on_response_head`` is called with the status when the final head comes. An answer
         that upstream cuts is cut for the client too (``record.cut``). Cancel it to abort the upstream connection.
 
-        Raises ProxyError (``upstream_down``, 502) while nothing has been answered, RequestPayloadError when the
+        Raises ProxyError (``upstream_down``, 502) while nothing has been answered, MalformedBody when the
         client's body is malformed.
         """
-        message = request.message
-        head = request_head(
-            start_line(message.method, message.path, message.version),
-            message.raw_headers,
-            authority=self._authority,
-            body_was_read=body is not None,
-        )
+        head = request_head(request.message, authority=self._authority, body_was_read=body is not None)
         if record.resized and isinstance(body, bytes):
             head = with_length(head, len(body))
         source = request.content if body is None else body
@@ -192,7 +184,7 @@ class _Crossing:
         self._all_sent = False
         self.repeatable = False
 
-    def begin(self, head: bytes, body: StreamReader | KeptBody | bytes) -> None:
+    def begin(self, head: bytes, body: Content | KeptBody | bytes) -> None:
         """Send the request, a body that is not all here yet by a task.
 
         Then wait for ``done``, which says why there is no whole answer, if so; and call ``end``.
@@ -223,7 +215,7 @@ class _Crossing:
         Not behind HTTP/1.0: there servers differ in what they take for the end of a request, and what one of them took
         for another request would be answered to somebody else.
         """
-        alike = self._message.version is HttpVersion11
+        alike = self._message.version is HTTP_11
         return bool(self._persistent) and self._all_sent and alike and not self._client.saw_eof
 
     def answer(self) -> Relayed:
@@ -231,15 +223,15 @@ class _Crossing:
         self._client.answer_begun = False
         unread = not self._content.is_eof()
         persistent = bool(self._persistent) and not self._message.should_close
-        if unread and "Expect" in self._message.headers:
+        if unread and b"expect" in self._message.fields:
             persistent = False  # a final answer instead of 100 Continue: whether the body still comes is unknowable
         return Relayed(persistent=persistent, unread=unread)
 
     # --- the request's body ---
 
-    def _ready(self, body: StreamReader | KeptBody | bytes) -> bytes | None:
+    def _ready(self, body: Content | KeptBody | bytes) -> bytes | None:
         """Return the framed body if it is all here, else None."""
-        if isinstance(body, StreamReader):
+        if isinstance(body, Content):
             if not body.is_eof():
                 return None
             body = body.read_nowait()
@@ -251,7 +243,7 @@ class _Crossing:
             return body
         return _chunk(body) + _LAST_CHUNK if body else _LAST_CHUNK
 
-    async def _send(self, body: StreamReader | KeptBody | bytes) -> None:
+    async def _send(self, body: Content | KeptBody | bytes) -> None:
         """Send a body as it comes, no faster than upstream takes it."""
         connection, chunked = self._connection, self._message.chunked
         async for data in _pieces(body):
@@ -290,27 +282,27 @@ class _Crossing:
         """Pass 100 and 103 on."""
         self.repeatable = False
         transport = self._client.transport
-        if transport is not None and self._message.version is HttpVersion11:
+        if transport is not None and self._message.version is HTTP_11:
             transport.write(raw)
 
-    def head_came(self, message: RawResponseMessage, raw: bytes) -> None:
+    def head_came(self, head: AnswerHead, raw: bytes) -> None:
         """Pass the head on, with the lines of ours where they are due."""
-        streamed = bool(message.chunked or (message.should_close and "Content-Length" not in message.headers))
+        streamed = head.is_streamed
         self._client.answer_begun = True
         lines = self._record.own_lines
-        if streamed and self._unbuffered and "X-Accel-Buffering" not in message.headers:
+        if streamed and self._unbuffered and not head.says_buffering:
             lines += NOT_BUFFERED
-        if not message.should_close and message.version is HttpVersion11 and self._client.is_closing_down():
+        if head.persistent and head.is_modern and self._client.is_closing_down():
             lines += CLOSING
         transport = self._client.transport
         if transport is not None:
             transport.write(with_lines(raw, lines) if lines else raw)
         record = self._record
         record.first_byte_at = record.last_byte_at = self._loop.time()
-        record.status = message.code
+        record.status = head.status
         record.streamed = streamed
         if self._on_head is not None:
-            self._on_head(message.code)
+            self._on_head(head.status)
 
     def body_came(self, raw: bytes) -> None:
         """Pass a piece of the answer on."""
@@ -334,8 +326,8 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-async def _pieces(body: StreamReader | KeptBody | bytes) -> AsyncIterator[bytes]:
-    if isinstance(body, StreamReader):
+async def _pieces(body: Content | KeptBody | bytes) -> AsyncIterator[bytes]:
+    if isinstance(body, Content):
         while data := await body.readany():
             yield data
     elif isinstance(body, bytes):

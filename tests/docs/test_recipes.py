@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from multidict import CIMultiDict, CIMultiDictProxy
 
 from ollama_swap_proxy.callers import Caller, Callers
 from ollama_swap_proxy.checks.alone import doubts_alone
 from ollama_swap_proxy.config import Settings, load_settings
+from ollama_swap_proxy.listener.request import HTTP_11, RequestHead
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 RECIPES = dict(re.findall(r"^## (.+?)\n.*?^```toml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
@@ -25,6 +25,11 @@ def _settings(name: str, tmp_path: Path) -> Settings:
 
 def test_every_recipe_has_a_file() -> None:
     assert list(RECIPES) == re.findall(r"^## (.+)$", PAGE, re.MULTILINE)
+
+
+def _head(headers: dict[str, str]) -> RequestHead:
+    names, values = [name.encode() for name in headers], [value.encode() for value in headers.values()]
+    return RequestHead("POST", "/", HTTP_11, names, values)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -48,7 +53,7 @@ def test_open_webui_goes_before_batch_scripts(
     peer: str, headers: dict[str, str], path: str, expected: tuple[str, str], tmp_path: Path
 ) -> None:
     callers = Callers(_settings("Open WebUI before batch scripts", tmp_path))
-    caller: Caller = callers.identify(CIMultiDictProxy(CIMultiDict(headers)), peer, path, "qwen3:8b")
+    caller: Caller = callers.identify(_head(headers), peer, path, "qwen3:8b")
     assert (caller.klass.name, caller.client) == expected
     ranks = {name: each.rank for name, each in callers._classes.items()}
     assert ranks["interactive"] > ranks["normal"] > ranks["batch"]
@@ -62,5 +67,4 @@ def test_the_example_on_the_settings_page_does_not_make_a_persons_embeddings_wai
     path.write_text(proxies + "\n".join(tables), encoding="utf-8")
     callers = Callers(load_settings({}, {}, path))
     for user, klass in (({"X-OpenWebUI-User-Id": "u1"}, "interactive"), ({}, "batch")):
-        headers = CIMultiDictProxy(CIMultiDict(user))
-        assert callers.identify(headers, OPEN_WEBUI, "/api/embed", "bge-m3:latest").klass.name == klass
+        assert callers.identify(_head(user), OPEN_WEBUI, "/api/embed", "bge-m3:latest").klass.name == klass

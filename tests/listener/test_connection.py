@@ -13,7 +13,7 @@ from ollama_swap_proxy.errors import Dialect, ProxyError
 from ollama_swap_proxy.listener.answers import OwnAnswer
 from ollama_swap_proxy.listener.connection import ClientConnection
 from ollama_swap_proxy.listener.request import ClientRequest
-from tests.upstream.scripted import OK, Rig, Side, eventually, gated, relaying
+from tests.upstream.scripted import OK, Rig, Side, eventually, gated, relaying, whole
 
 GET = b"GET / HTTP/1.1\r\nHost: me\r\n\r\n"
 ERROR = ProxyError("line_full", 503, "the line is full", retry_after_s=3)
@@ -175,7 +175,7 @@ async def test_pipelined_bodies_are_served_whole_and_in_order(size: int) -> None
 
     async def slow(rig: Rig, request: ClientRequest, record: Any) -> OwnAnswer:
         await asyncio.sleep(0)
-        got.append(len(await request.content.read()))
+        got.append(len(await whole(request)))
         return OwnAnswer(200, [], b"x")
 
     async with relaying(silent, slow) as rig:

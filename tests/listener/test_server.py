@@ -12,7 +12,7 @@ import structlog
 from ollama_swap_proxy.errors import Dialect, ProxyError
 from ollama_swap_proxy.listener.answers import OwnAnswer
 from ollama_swap_proxy.listener.request import ClientRequest
-from tests.upstream.scripted import OK, Side, eventually, gated, passthrough, relaying
+from tests.upstream.scripted import OK, Side, eventually, gated, passthrough, relaying, whole
 
 GET = b"GET / HTTP/1.1\r\nHost: me\r\n\r\n"
 GO_HEADERS = b"\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n\r\n"
@@ -114,7 +114,7 @@ async def test_a_head_that_never_ends_is_refused_at_one_megabyte():
 @pytest.mark.parametrize(("good", "count"), [(GET, 1), (POST_HI, 1), (POST_HI * 40, 40), (POST_CHUNKED * 2, 2)])
 async def test_malformed_request_behind_good_ones_waits_for_its_turn(good, count, at_once):
     async def handler(rig, request: ClientRequest, record) -> OwnAnswer:
-        await request.content.read()
+        await whole(request)
         return OwnAnswer(200, [], b"done")
 
     async with relaying(answer_all, handler) as rig:
@@ -208,7 +208,7 @@ async def test_error_of_ours_during_an_upload_reaches_the_client():
 async def test_we_give_permission_to_send_only_where_it_is_waited_for(head, waits):
     async def handler(rig, request, record):
         request.let_client_send()
-        await request.content.read()
+        await whole(request)
         return OwnAnswer(200, [], b"done")
 
     async with relaying(answer_all, handler) as rig:

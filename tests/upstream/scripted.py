@@ -161,12 +161,17 @@ async def passthrough(rig: Rig, request: ClientRequest, record: Exchange) -> Ans
     return await rig.relay.forward(request, None, record=record)
 
 
-async def gated(rig: Rig, request: ClientRequest, record: Exchange) -> Answer:
-    """Read the body first, as the app does with inference requests."""
+async def whole(request: ClientRequest) -> bytes:
+    """Read a request's body to its end."""
     body = b""
     while data := await request.content.readany():
         body += data
-    return await rig.relay.forward(request, body, record=record, unbuffered=True)
+    return body
+
+
+async def gated(rig: Rig, request: ClientRequest, record: Exchange) -> Answer:
+    """Read the body first, as the app does with inference requests."""
+    return await rig.relay.forward(request, await whole(request), record=record, unbuffered=True)
 
 
 @contextlib.asynccontextmanager

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from ollama_swap_proxy.listener.request import HTTP_11, RequestHead
 from ollama_swap_proxy.upstream.heads import (
     CLOSING,
     NOT_BUFFERED,
@@ -23,7 +24,8 @@ UPSTREAM = b"ollama:11434"
 
 def cross(*headers: tuple[bytes, bytes], body_was_read: bool = False) -> list[bytes]:
     """Give the header lines that reach upstream."""
-    head = request_head(b"GET / HTTP/1.1\r\n", headers, authority=UPSTREAM, body_was_read=body_was_read)
+    message = RequestHead("GET", "/", HTTP_11, [name for name, _ in headers], [value for _, value in headers])
+    head = request_head(message, authority=UPSTREAM, body_was_read=body_was_read)
     assert head.startswith(b"GET / HTTP/1.1\r\n")
     assert head.endswith(b"\r\n\r\n")
     return head.split(b"\r\n")[1:-2]
@@ -108,6 +110,11 @@ def test_connection_cannot_take_away_what_frames_the_request(name):
     lines = cross((b"Connection", name), (name, b"5"))
     assert len(lines) == 1
     assert lines[0].startswith(name)
+
+
+def test_a_second_connection_line_does_not_hide_what_the_first_one_names() -> None:
+    lines = cross((b"Host", b"me"), (b"Connection", b"X-Hop"), (b"X-Hop", b"1"), (b"Connection", b"close"))
+    assert lines == [b"Host: ollama:11434", b"Connection: close"]
 
 
 def test_connection_is_split_into_persistence_and_names():

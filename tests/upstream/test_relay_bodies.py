@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from tests.upstream.scripted import OK, Side, eventually, passthrough, relaying
+from tests.upstream.scripted import OK, Side, eventually, passthrough, relaying, whole
 
 CLOSE_OK = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 POST_40_GB = b"POST /api/blobs/x HTTP/1.1\r\nHost: me\r\nContent-Length: 40000000000\r\n\r\n"
@@ -80,7 +80,7 @@ async def test_final_answer_instead_of_permission_ends_the_connection_at_once():
 async def test_expect_is_dropped_once_the_body_was_read_and_we_gave_the_permission():
     async def handler(rig, request, record):
         request.let_client_send()
-        return await rig.relay.forward(request, await request.content.read(), record=record)
+        return await rig.relay.forward(request, await whole(request), record=record)
 
     heads = []
 
@@ -238,7 +238,7 @@ async def test_slow_reader_holds_upstream_and_gets_everything():
 )
 async def test_a_body_kept_in_pieces_is_sent_in_order(framing, sent, expected):
     async def handler(rig, request, record):
-        await request.content.read()
+        await whole(request)
         return await rig.relay.forward(request, Pieces(b"ab", b"cde"), record=record)
 
     async def script(side: Side) -> None:

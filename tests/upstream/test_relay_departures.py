@@ -10,7 +10,7 @@ from yarl import URL
 from ollama_swap_proxy.errors import ProxyError
 from ollama_swap_proxy.listener.request import ClientRequest
 from ollama_swap_proxy.upstream.relay import Relay
-from tests.upstream.scripted import OK, Side, eventually, gated, passthrough, relaying
+from tests.upstream.scripted import OK, Side, eventually, gated, passthrough, relaying, whole
 
 GET = b"GET / HTTP/1.1\r\nHost: me\r\n\r\n"
 POST = b"POST /p HTTP/1.1\r\nHost: me\r\nContent-Length: 2\r\n\r\nhi"
@@ -78,7 +78,7 @@ async def test_client_leaves_while_it_waits_for_its_lease(how):
     waits, cancelled = asyncio.Event(), asyncio.Event()
 
     async def handler(rig, request: ClientRequest, record):
-        await request.content.read()
+        await whole(request)
         request.client.begin_waiting()
         waits.set()
         try:

@@ -18,17 +18,14 @@ floor* are worse than in real life, where a load takes 25 times as long; read th
 **The floor** of a round is what its swap cannot do without: ending the victim, its memory's way back, the load. No
 proxy can know when memory is back, so one that loads too early is faster here, and spills.
 
-``--real``: a real Ollama (the binary ``OLLAMA_BIN``) over a simulated GPU: ``SIMGPU`` is a directory with a
-``simgpu.py`` that is not published yet, so for now only its author can run this. Only late memory (0 to 1.5 s) and
-leaving clients can be had there, and nothing is scaled. Two models count as alive together from 20 ms on, because the
-end of a process is written down up to 10 ms late.
+``--real``: a real Ollama over a simulated GPU (`real_ollama` says what that needs). Only late memory (0 to 1.5 s) and
+leaving clients can be had there, and nothing is scaled. Two models count as alive together from 20 ms on.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import sys
 import time
 from collections import Counter, deque
@@ -40,6 +37,7 @@ from typing import Any
 
 import aiohttp
 import structlog
+from real_ollama import BOTH_ALIVE_FROM_S, read_ledger, real_ollama
 from yarl import URL
 
 from ollama_swap_proxy.addresses import Address
@@ -55,8 +53,6 @@ LEAVING_SHARE, COMPANY_SHARE, EARLY_SHARE = 0.05, 0.25, 0.1
 HANG_AFTER_S = 60.0
 """Far beyond any chain of faults that can be explained; a swap here takes half a second."""
 REAL_LAG_S = 1.5
-REAL_PORT = 21534
-BOTH_ALIVE_FROM_S = 0.02
 
 
 @dataclass(slots=True)
@@ -193,29 +189,13 @@ async def simulated(
 
 @asynccontextmanager
 async def real(seed: int) -> AsyncIterator[tuple[Settings, Callable[[], Ledger], Callable[[], None]]]:
-    """The same over a real Ollama. Needs OLLAMA_BIN and SIMGPU, a directory with the unpublished simgpu.py."""
-    sys.dont_write_bytecode = True
-    sys.path.insert(0, os.environ["SIMGPU"])
-    from simgpu import SimGPU as RealGPU  # type: ignore[import-not-found]  # noqa: PLC0415  # no part of the project
-
+    """The same over a real Ollama; see `real_ollama`."""
     random = Random(seed)
-    models = ["alpha:4500:0.5", "bravo:5000:0.4"]
-    gpu = await asyncio.to_thread(RealGPU(port=REAL_PORT, gpu_mib=8000, lag_s=0.5, models=models).start)
-    try:
+    async with real_ollama(["alpha:4500:0.5", "bravo:5000:0.4"]) as gpu:
         settings = Settings(
             listen=Address("127.0.0.1", 0), admin=Address("127.0.0.1", 0), upstream=URL(gpu.url), shutdown_grace_s=1
         )
-        yield settings, lambda: _read_ledger(gpu.events()), lambda: gpu.set(lag_s=random.uniform(0, REAL_LAG_S))
-    finally:
-        await asyncio.to_thread(gpu.stop)
-
-
-def _read_ledger(events: list[dict[str, Any]]) -> Ledger:
-    ledger = Ledger()
-    for event in sorted(events, key=lambda event: float(event["mono"])):
-        more = {"spilled": bool(event.get("spilled"))} if event["event"] == "load_done" else {}
-        ledger.note(event["mono"], event["event"], str(event.get("model")), int(event.get("pid", 0)), **more)
-    return ledger
+        yield settings, lambda: read_ledger(gpu.events()), lambda: gpu.set(lag_s=random.uniform(0, REAL_LAG_S))
 
 
 def over_the_floor(course: Course, ledger: Ledger) -> list[tuple[float, float]]:

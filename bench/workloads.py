@@ -115,12 +115,18 @@ def abaacabc() -> Workload:
     return Workload("A B A A C A B C", BURST, _models("ABC", [2, 2, 2]), streams, most_loads=3)
 
 
-def six_loopers(random: Random) -> Workload:
+def six_loopers(random: Random, hold_s: tuple[float, float] = (0.3, 0.5)) -> Workload:
     """36 requests of six looping clients over three models, with gaps of 0.1 to 0.3 s: at most four loads."""
     streams = tuple(
-        _loop(random, f"client {n}", "ABC"[n % 3], rounds=6, hold_s=(0.3, 0.5), gap_s=(0.1, 0.3)) for n in range(6)
+        _loop(random, f"client {n}", "ABC"[n % 3], rounds=6, hold_s=hold_s, gap_s=(0.1, 0.3)) for n in range(6)
     )
     return Workload("six looping clients", CLOSED, _models("ABC", [1, 1, 3]), streams, most_loads=4)
+
+
+def four_each(hold_s: float) -> Workload:
+    """Four requests for each of three models, all at once: three loads."""
+    streams = tuple(Stream(f"client {n}", (Ask("ABC"[n % 3], hold_s),)) for n in range(12))
+    return Workload("a burst of four for each of three models", BURST, _models("ABC", [1, 1, 3]), streams, most_loads=3)
 
 
 def four_agents(random: Random) -> Workload:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -38,13 +39,21 @@ async def real_ollama(models: Sequence[str]) -> AsyncIterator[Any]:
 
 
 def read_ledger(events: list[dict[str, Any]], embedders: frozenset[str] = frozenset()) -> Ledger:
-    """Read its events as what the simulator notes; the end of a process is told without the beginning of its end."""
-    ledger = Ledger()
+    """Read its events as what the simulator notes. The end of a process is told without the beginning of its end; what
+    it was still answering when it was killed, or had answered just before, ends with it.
+    """
+    ledger, answering = Ledger(), Counter[int]()
     for event in sorted(events, key=lambda event: float(event["mono"])):
+        at, kind, model, pid = event["mono"], event["event"], str(event.get("model")), int(event.get("pid", 0))
         more: dict[str, Any] = {}
-        if event["event"] == "load_done":
+        if kind == "load_done":
             more = {"spilled": bool(event.get("spilled"))}
-        elif event["event"] == "load_start":
-            more = {"generating": event.get("model") not in embedders}
-        ledger.note(event["mono"], event["event"], str(event.get("model")), int(event.get("pid", 0)), **more)
+        elif kind == "load_start":
+            more = {"generating": model not in embedders}
+        elif kind in {"serve_start", "serve_end"}:
+            answering[pid] += 1 if kind == "serve_start" else -1
+        elif kind == "exit":
+            for _ in range(answering.pop(pid, 0)):
+                ledger.note(at, "serve_end", model, pid)
+        ledger.note(at, kind, model, pid, **more)
     return ledger

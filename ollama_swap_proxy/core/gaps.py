@@ -29,7 +29,14 @@ _LATER: Final = 1.1
 _LATER_S: Final = 0.05
 """A client is waited for until just past its gap: it may be a little later this time."""
 
+_LONGEST_SHARE: Final = 0.03
+"""So much of the swap that it may save is a gap thought to be longer than all before: few gaps show little of how long
+they can be, and where a swap is dear it is cheap to allow for that."""
+
 _SWAPS_AT_STAKE: Final = 2
+
+_UNKNOWN: Final = 0.5
+"""What counts as seen of both before anybody has come back or stayed away: little, so that the first burst teaches."""
 
 
 class _Habit:
@@ -46,6 +53,25 @@ class _Habit:
         self.seen_at = 0.0
         self.ended_at: float | None = None
         self.back_in_s: deque[float] = deque(maxlen=GAPS_KEPT)
+
+    def returns(self, away_s: float, newcomer_s: float, longer_s: float) -> list[tuple[float, float]]:
+        """Return in how long from now this client may be back that has been away for ``away_s``, each with the chance
+        that it then is not. It has come back before.
+
+        Each gap longer than it has been away is as likely as the next, and as likely as that it is up to ``longer_s``
+        later than ever, or does not come back at all: these two have one part between them. One gap alone says too
+        little: ``newcomer_s`` counts beside it.
+        """
+        gaps_s = [*self.back_in_s, newcomer_s] if len(self.back_in_s) == 1 else list(self.back_in_s)
+        outcomes = [(gap_s - away_s, 1.0) for gap_s in sorted(gaps_s)]
+        outcomes.append((max(self.back_in_s) + longer_s - away_s, 0.5))
+        outcomes = sorted(outcome for outcome in outcomes if outcome[0] > 0)
+        parts = sum(part for _, part in outcomes) + 0.5
+        returns = []
+        for back_s, part in outcomes:
+            returns.append((back_s, (parts - part) / parts))
+            parts -= part
+        return returns
 
 
 class Gaps:
@@ -97,8 +123,6 @@ class Gaps:
         is taken: the time that the card idles until then, or until the first client is back, and two swaps if none is.
         How many wait does not matter: they wait for either.
 
-        Each gap of a client that is longer than it has been away by now is as likely as the next, and as likely as that
-        it does not come back at all.
         """
         return _cheapest(self._returns(variant, swap_cost_s, since), swap_cost_s)
 
@@ -115,29 +139,33 @@ class Gaps:
     ) -> list[tuple[float, float]]:
         """Return moments after ``since`` by which a client may be back, each with the chance that it then is not.
 
-        A client that never came back yet is as likely to as others were, to whatever model: so clients that ask once
-        are soon no longer waited for.
+        Clients that never came back yet are one case, not many: if one who asks once is among them, they all are (a
+        burst). They are as likely to be back as others were, to whatever model, before they had been away so long.
         """
-        habits = self._habits.get(variant, {}).values()
-        everybody = [habit for of_variant in self._habits.values() for habit in of_variant.values()]
-        came_back = sum(1 for habit in everybody if habit.back_in_s)
-        never_did = sum(1 for habit in everybody if not habit.back_in_s and habit.ended_at is not None)
-        returns = []
-        for habit in habits:
+        newcomer_s, longer_s = min(NEWCOMER_LINGER_S, NEWCOMER_SHARE * within_s), _LONGEST_SHARE * within_s
+        returns, newcomer_left_s = [], 0.0
+        for habit in self._habits.get(variant, {}).values():
             if (habit.ended_at is None and not all_ended) or (known_only and len(habit.back_in_s) <= 1):
                 continue  # it waits or is served: it need not come back
             away_s = 0.0 if habit.ended_at is None else since - habit.ended_at
-            left_s = [back_s - away_s for back_s in habit.back_in_s if back_s > away_s]
-            newcomer_s = min(NEWCOMER_LINGER_S, NEWCOMER_SHARE * within_s)
-            if len(habit.back_in_s) <= 1 and newcomer_s > away_s:
-                left_s.append(newcomer_s - away_s)
-            # Beside the gaps: one part for not coming back; of a client that is here for the first time, half a part.
-            outcomes = len(left_s) + (1.0 if habit.back_in_s else (never_did - 0.5) / (came_back + 1))
-            for back_s in sorted(left_s):
-                if back_s <= within_s:
-                    returns.append((back_s, (outcomes - 1) / outcomes))
-                outcomes -= 1
+            if habit.back_in_s:
+                returns += [each for each in habit.returns(away_s, newcomer_s, longer_s) if each[0] <= within_s]
+            else:
+                newcomer_left_s = max(newcomer_left_s, newcomer_s - away_s)
+        if newcomer_left_s > 0:
+            returns.append((newcomer_left_s, self._newcomers_stay_away(since, newcomer_s)))
         return returns
+
+    def _newcomers_stay_away(self, since: float, newcomer_s: float) -> float:
+        """Return the chance that none of those is back within ``newcomer_s`` who never came back yet."""
+        came_back = stayed_away = 0
+        for habits in self._habits.values():
+            for habit in habits.values():
+                if habit.back_in_s:
+                    came_back += 1
+                elif habit.ended_at is not None and since - habit.ended_at >= newcomer_s:
+                    stayed_away += 1
+        return (stayed_away + _UNKNOWN) / (came_back + stayed_away + 2 * _UNKNOWN)
 
     def _meet(self, client: str, variant: Variant) -> _Habit:
         if self._kept >= CLIENTS_KEPT:

@@ -50,7 +50,8 @@ class Ours:
     ) -> None:
         self._clock, self._ollama, self._refuse = clock, ollama, refuse
         self._classes = {name: TicketClass(name, RANKS[name], limit_s) for name, limit_s in max_wait_s.items()}
-        self._scheduler = Scheduler(Policy(line_limit=line_limit), clock.now)
+        # Nothing to settle: on this card memory is back with the unload.
+        self._scheduler = Scheduler(Policy(line_limit=line_limit, settle_first_s=0.0), clock.now)
         self._waiting: dict[int, Request] = {}
         self._leased: dict[int, Request] = {}
         self._wake_number = 0

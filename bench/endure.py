@@ -10,10 +10,11 @@ moves again. Exit code 1 when the verdict is bad: a hang, an answer that is not 
 the card, an eviction that Ollama had to make by itself, or anything left behind at the end.
 
 **What is scaled**: ``--time-scale`` stretches the simulator's times (loads, tokens, memory) and, of the proxy's own,
-those that are settings: report_timeout_s, settle_max_s, unload_timeout_s, ps_max_age_s, turn_limit_s. Constants are
-not: a lost unload is noticed after 1 s, reports are polled every 50 ms, a report that failed is asked for again after
-250 ms, the first lesson of a spill is a settle wait of 0.5 s or settle_max_s, whichever is less. So the times *over the
-floor* are worse than in real life, where a load takes 25 times as long; read them as what we add, not as shares.
+those that are settings: report_timeout_s, settle_first_s, settle_max_s, unload_timeout_s, ps_max_age_s, turn_limit_s.
+Constants are not: a lost unload is noticed after 1 s, reports are polled every 50 ms, a report that failed is asked for
+again after 250 ms, the first lesson of a spill is a settle wait of 0.5 s or settle_max_s, whichever is less. So the
+times *over the floor* are worse than in real life, where a load takes 25 times as long; read them as what we add, not
+as shares.
 
 **The floor** of a round is what its swap cannot do without: ending the victim, its memory's way back, the load. No
 proxy can know when memory is back, so one that loads too early is faster here, and spills.
@@ -178,6 +179,7 @@ async def simulated(
             admin=Address("127.0.0.1", 0),
             upstream=URL(ollama.url),
             report_timeout_s=max(0.1, 2 * scale),
+            settle_first_s=0.5 * scale,
             settle_max_s=6 * scale,
             unload_timeout_s=max(20.0, 60 * scale),
             ps_max_age_s=max(0.1, scale),

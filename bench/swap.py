@@ -98,7 +98,11 @@ async def measure(scene_number: int, scale: float) -> Scene:
     gpu = SimGPU(total_mib=8000, lag_s=LAG_S)
     async with SimulatedOllama(MODELS, gpu, time_scale=scale, num_parallel=4) as ollama:
         settings = Settings(
-            listen=Address("127.0.0.1", 0), admin=Address("127.0.0.1", 0), upstream=URL(ollama.url), shutdown_grace_s=5
+            listen=Address("127.0.0.1", 0),
+            admin=Address("127.0.0.1", 0),
+            upstream=URL(ollama.url),
+            shutdown_grace_s=5,
+            settle_first_s=LAG_S,
         )
         async with Service(settings) as service, aiohttp.ClientSession() as session:
             await ask(session, service.url, "c", 1)

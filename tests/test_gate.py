@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -68,7 +69,7 @@ async def gate(upstream: Upstream):
     loop = asyncio.get_running_loop()
     policy = Policy(unload_timeout_s=0.2, stuck_after_s=0.4, load_timeout_s=5)
     part = cast("Any", upstream)
-    gate = Gate(Scheduler(policy, loop.time()), part, part, part)
+    gate = Gate(Scheduler(replace(policy, settle_first_s=0.0), loop.time()), part, part, part)
     gate.start()
     yield gate
     await gate.close()
@@ -117,7 +118,9 @@ async def test_a_defect_in_a_call_ends_the_wait_with_an_error(gate, upstream, ca
 async def test_a_defect_in_asking_for_the_version_is_told_too(upstream):
     upstream.defect_in = {"identify"}
     part = cast("Any", upstream)
-    gate = Gate(Scheduler(Policy(stuck_after_s=0.3), asyncio.get_running_loop().time()), part, part, part)
+    gate = Gate(
+        Scheduler(Policy(stuck_after_s=0.3, settle_first_s=0.0), asyncio.get_running_loop().time()), part, part, part
+    )
     gate.start()
     with capture_logs(), pytest.raises(ProxyError):
         await acquire(gate, "b")

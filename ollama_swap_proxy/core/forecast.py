@@ -37,8 +37,9 @@ class Forecast:
     """Learned times in seconds, and the settle wait.
 
     Settle: Ollama empties /api/ps before the driver has given the memory back (transcript spill_after_api_unload).
-    The wait starts at 0, grows when a load spills that once fitted, and ends at ``settle_max_s``. A spill after the
-    longest wait proves that lag is not the cause: then the wait from before that model's spills is taken up again.
+    The wait starts at ``settle_first_s``, grows when a load spills that once fitted, and ends at ``settle_max_s``. A
+    spill after the longest wait proves that lag is not the cause: then the wait from before that model's spills is
+    taken up again.
 
     ``fitted`` lay wholly in GPU memory once. ``suspects`` spilled at first sight though they may fit: no larger than
     what was seen resident, or what spilled is no more than what had just been freed (else the largest of several
@@ -47,7 +48,8 @@ class Forecast:
     """
 
     settle_max_s: float
-    settle_s: float = 0.0
+    settle_first_s: float = 0.0
+    settle_s: float = field(init=False)
     look_s: float = 0.0
     """The least wait, from when on unloads were seen to be slow behind one another."""
     swap_s: dict[Variant, float] = field(default_factory=dict)
@@ -61,6 +63,10 @@ class Forecast:
     """With the settle wait that was in force when they spilled."""
     accepted: dict[Variant, None] = field(default_factory=dict)
     settle_before_spills_s: dict[Variant, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Begin with the first wait."""
+        self.settle_s = min(self.settle_first_s, self.settle_max_s)
 
     def swap_cost_s(self, target: Variant) -> float:
         """Return the expected duration of a whole swap to the target, in seconds."""
@@ -146,7 +152,7 @@ class Forecast:
 
     def forget_settle(self) -> None:
         """Begin anew: another version of Ollama, or another device, gives memory back in its own time."""
-        self.settle_s = self.look_s = 0.0
+        self.settle_s, self.look_s = min(self.settle_first_s, self.settle_max_s), 0.0
         self.suspects.clear()
         self.accepted.clear()
         self.settle_before_spills_s.clear()

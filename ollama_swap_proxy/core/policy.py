@@ -100,5 +100,6 @@ class Policy:
     cool_down_max_s: float = 600.0
     ps_max_age_s: float = 1.0
     ps_interval_s: float = 5.0
+    settle_first_s: float = 0.5
     settle_max_s: float = 6.0
     line_limit: int = 512

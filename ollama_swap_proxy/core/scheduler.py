@@ -45,7 +45,9 @@ class Scheduler:
     """Of the class, so that a property test can do without it and compare."""
 
     def __init__(self, policy: Policy, now: float = 0.0) -> None:
-        self._state = State(policy, Forecast(policy.settle_max_s), Turn(now), moved_at=now, mode_since=now)
+        self._state = State(
+            policy, Forecast(policy.settle_max_s, policy.settle_first_s), Turn(now), moved_at=now, mode_since=now
+        )
         self._wake_told: float | None = None
 
     def handle(self, event: events.Event, now: float) -> list[commands.Command]:

@@ -168,9 +168,15 @@ class Settings(BaseModel):
     """The GPU memory that all models together may take: sets whose measured sizes exceed it are not even tried. 0:
     not known, so that trying tells."""
 
+    settle_first_s: SecondsOrZero = 0.5
+    """The wait between an unload and the next load while it is not known how late this card's memory comes back. 0:
+    none, as is right for unified memory; else a model that spilled teaches it. Drivers typically need 0.5 to 1.5 s, and
+    a first load that comes too early costs a spill, and up to 5 s at the next unload, in which Ollama waits for
+    memory that it cannot see any more."""
+
     settle_max_s: SecondsOrZero = 6
     """The longest learned wait between an unload and the next load, for memory that comes back late. 0: never wait.
-    Drivers need up to about 5 s; the wait itself is learned and starts at 0."""
+    Drivers need up to about 5 s; the wait itself is learned and starts at settle_first_s."""
 
     ps_max_age_s: SecondsOrZero = 1
     """How old our last look at /api/ps may be for a request to go straight through. 0: every request asks anew."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from ollama_swap_proxy.core import commands, events
 from ollama_swap_proxy.core.classes import NORMAL, TicketClass
 from ollama_swap_proxy.core.events import LoadFailure
@@ -39,7 +41,7 @@ class Desk:
     """
 
     def __init__(self, policy: Policy | None = None, *, safe: bool = True, lingers: bool = False) -> None:
-        self.scheduler = Scheduler(policy or Policy())
+        self.scheduler = Scheduler(replace(policy or Policy(), settle_first_s=0.0))  # memory is back at once
         if not lingers:
             self.state.gaps = NobodyComesBack()
         self.now = 0.0

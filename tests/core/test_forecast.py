@@ -30,6 +30,17 @@ def test_a_new_duration_counts_more_than_it_would_in_a_plain_mean_but_not_alone(
     assert 12.0 < forecast.swap_cost_s(A) < 20.0
 
 
+def test_the_first_wait_is_where_learning_begins_and_where_a_new_device_begins_anew() -> None:
+    forecast = Forecast(6.0, settle_first_s=0.5)
+    assert forecast.settle_s == 0.5
+    _note(forecast, SIZE, 0.5)
+    _note(forecast, 600, 0.5)
+    assert forecast.settle_s == 1.0
+    forecast.forget_settle()
+    assert forecast.settle_s == 0.5
+    assert Forecast(0.2, settle_first_s=0.5).settle_s == 0.2, "never longer than the longest"
+
+
 def test_nothing_is_waited_for_until_a_load_spills_that_once_fitted() -> None:
     forecast = Forecast(6.0)
     assert _note(forecast, SIZE) is Spill.NONE

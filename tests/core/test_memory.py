@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -48,7 +49,7 @@ def _memory() -> dict[str, Any]:
 
 def _restarted(memory: object, policy: Policy | None = None, version: str = "0.33.0") -> Desk:
     desk = Desk(policy)
-    desk.scheduler = Scheduler(policy or Policy())
+    desk.scheduler = Scheduler(replace(policy or Policy(), settle_first_s=0.0))
     desk.all.clear()
     desk.tell(events.Recalled(memory))
     desk.tell(events.UpstreamIdentified(version, ps_is_safe=True))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ollama_swap_proxy.core import commands, events
 from ollama_swap_proxy.core.events import LoadFailure
@@ -60,7 +60,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.now = 0.0
-        self.scheduler = Scheduler(self.policy)
+        self.scheduler = Scheduler(replace(self.policy, settle_first_s=0.0))
         self._heap: list[tuple[float, int, Callable[[], None]]] = []
         self._count = itertools.count()
         self._ids = itertools.count(1)

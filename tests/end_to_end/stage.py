@@ -162,6 +162,7 @@ def settings_for(upstream: str, **more: Any) -> Settings:
     here = Address("127.0.0.1", 0)
     given = {"listen": here, "admin": here, "upstream": URL(upstream), "shutdown_grace_s": 1, "ps_interval_s": 0.5}
     given["companions"] = "none"  # one model at a time, unless a test is about companions
+    given["settle_first_s"] = 0  # nor a wait for memory, unless it is about that
     return Settings(**(given | more))
 
 

@@ -17,7 +17,7 @@ from ollama_swap_proxy.demo.tally import closing_table, count, serving_spans, ti
 from ollama_swap_proxy.demo.traffic import CLIENTS, Crowd, Question
 from ollama_swap_proxy.simulator.ledger import Ledger
 
-AGENT, CHAT, NOTES = CLIENTS
+AGENT, NOTES, CHAT = CLIENTS
 
 
 def _off_a_terminal() -> Console:
@@ -38,7 +38,7 @@ async def test_it_ends_by_itself_and_shows_every_step_of_a_swap_and_both_sides_f
     assert re.search(r"chat +waits for qwen2.5", text)
     assert re.search(r"chat +its answer begins, after", text)
     for client in CLIENTS:
-        (figures,) = re.findall(rf"answers to {client.name} +│ +(\d+) │ +(\d+)", text)
+        (figures,) = re.findall(rf"  to {client.name} +│ +(\d+) │ +(\d+)", text)
         assert all(int(figure) > 0 for figure in figures)
     assert max(map(len, text.splitlines())) <= 80
     assert "\x1b" not in text
@@ -54,7 +54,7 @@ async def test_ctrl_c_ends_it_with_the_figures_so_far():
         os.kill(os.getpid(), signal.SIGINT)
         assert await running == 0
     assert "Stopped early" in _printed(console)
-    assert re.search(r"answers to agent +│ +0 │", _printed(console))
+    assert re.search(r"  to agent +│ +0 │", _printed(console))
 
 
 async def test_on_a_terminal_both_cards_are_shown_while_it_runs():
@@ -94,7 +94,8 @@ def test_figures_come_from_the_clients_records_and_the_ledger():
     assert figures.waits_s == {"agent": [2.0], "chat": [3.0], "notes": [4.0]}
     assert (figures.loads, figures.spills, figures.errors) == (1, 1, 1)
     assert figures.lost_s == 1.5 + 3.0
-    assert closing_table(figures, figures).row_count == 11
+    assert figures.swapping_s == 1.5
+    assert closing_table(figures, figures).row_count == 13
 
 
 def test_an_answer_under_way_is_served_until_now():

@@ -2,8 +2,8 @@
 
 Owns the course of the demonstration: two simulated Ollamas of one kind, the proxy in front of one of them. `traffic`
 are the clients, `screen` is what you watch, `tally` counts afterwards. Must not flatter: both sides get the same
-clients at the same time on equal cards, no fault is switched on, and every figure is counted in the clients' own
-records and the two machines' ledgers.
+clients at the same time on equal cards, both Ollamas have their defaults, no fault is switched on, and every figure is
+counted in the clients' own records and the two machines' ledgers.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from ollama_swap_proxy.addresses import Address
 from ollama_swap_proxy.config import Settings
 from ollama_swap_proxy.demo.screen import Screen, Side
 from ollama_swap_proxy.demo.tally import closing_table, conclusion, count
-from ollama_swap_proxy.demo.traffic import Crowd
+from ollama_swap_proxy.demo.traffic import CHAT, Crowd
 from ollama_swap_proxy.serving import Service
+from ollama_swap_proxy.settings.tables import RuleTable
 from ollama_swap_proxy.settings.values import NO_STATE_FILE
 from ollama_swap_proxy.simulator import DEFAULT_MODELS, SimGPU, SimulatedOllama
 
@@ -36,11 +37,13 @@ LAST_ANSWERS_S = 15.0
 TURN_LIMIT_S = 3.0
 """Shorter than the default (10 s), because the whole demonstration is."""
 
-SETTLE_MAX_S = 1.0
-"""The same (6 s): a model that spills when it is first seen is loaded once more after this wait."""
+SETTLE_FIRST_S, SETTLE_MAX_S = 0.5, 1.0
+"""The first is the default, stretched as all times are; the other is shorter than it (6 s) for the same reason."""
 
+LAG_S = 0.3
 MODELS = tuple(replace(model, reply=None, load_s=model.load_s / 2) for model in DEFAULT_MODELS if not model.embed)
-"""Any two of them do not fit on the card together; they load fast, so that 20 s show several swaps."""
+"""Any two of them do not fit on the card together. They load fast, and their answers are short, so that 20 s show
+several swaps: a load takes one to two answers, as it does in life."""
 
 
 async def run(*, time_scale: float = 1.0, console: Console | None = None) -> int:
@@ -50,9 +53,7 @@ async def run(*, time_scale: float = 1.0, console: Console | None = None) -> int
     """
     async with AsyncExitStack() as exit_stack:
         beside, behind = [
-            await exit_stack.enter_async_context(
-                SimulatedOllama(MODELS, SimGPU(), time_scale=time_scale, num_parallel=4)
-            )
+            await exit_stack.enter_async_context(SimulatedOllama(MODELS, SimGPU(lag_s=LAG_S), time_scale=time_scale))
             for _ in range(2)
         ]
         with_us, without = Side("with", Crowd(time_scale), behind), Side("without", Crowd(time_scale), beside)
@@ -96,9 +97,11 @@ def _settings(upstream: URL, scale: float) -> Settings:
         admin=any_port,
         upstream=upstream,
         turn_limit_s=TURN_LIMIT_S * scale,
+        settle_first_s=SETTLE_FIRST_S * scale,
         settle_max_s=SETTLE_MAX_S * scale,
         shutdown_grace_s=0,
         state_file=NO_STATE_FILE,
+        rules=(RuleTable.model_validate({"class": "interactive", "model": CHAT.model}),),
     )
 
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ollama_swap_proxy.config import Settings
-from ollama_swap_proxy.demo.traffic import CLIENTS, Crowd, Question
+from ollama_swap_proxy.demo.traffic import CHAT, CLIENTS, Crowd, Question
 from ollama_swap_proxy.simulator import SimModel, SimulatedOllama
 
 SAID_TO_WAIT_AFTER_S = 0.5
@@ -102,6 +102,7 @@ class Screen:
         say(f"comes back {gpu.lag_s} s after an unload. Both are healthy: no fault is switched on.")
         say(f"The clients ask for {duration_s:g} s; what is open then is still answered. To suit that,")
         say(f"the proxy has turn_limit_s = {settings.turn_limit_s:g} and settle_max_s = {settings.settle_max_s:g}.")
+        say(f"A rule makes requests for {short(CHAT.model)} interactive: a person waits for them.")
         say("[bold]The lines are the proxy's side.[/] Ctrl-C ends early.\n")
         self._began_at = self._loop.time()
 
@@ -120,11 +121,9 @@ class Screen:
         say("\nStopped early; the figures so far:" if early else "")
         say(table)
         say(conclusion, style="bold", highlight=False)
-        say(
-            "Grouped and bounded turns: nobody starves; each swap that this takes costs the busiest client.",
-            style="dim",
-        )
-        say("Waits last until the first byte. Lost: somebody waits, the card serves nobody.", style="dim")
+        say("Here Ollama alone swaps for nearly every answer. In turns a program waits longer", style="dim")
+        say("for its own, and gets several answers in it; the person comes in between.", style="dim")
+        say("Waits last until the first byte.", style="dim")
         say("All counted in the clients' records and in both machines' ledgers.", style="dim")
         say("Now with your own models: [bold]make run[/], or [bold]ollama-swap-proxy serve[/].")
 

@@ -12,7 +12,7 @@ from statistics import median
 
 from rich.table import Table
 
-from ollama_swap_proxy.demo.traffic import CLIENTS, Crowd
+from ollama_swap_proxy.demo.traffic import CHAT, CLIENTS, Crowd
 from ollama_swap_proxy.simulator.ledger import Ledger
 
 Span = tuple[float, float]
@@ -25,8 +25,10 @@ class Figures:
     answers: dict[str, int]
     waits_s: dict[str, list[float]]
     loads: int
-    evictions: int
+    swapping_s: float
+    """For how long the card was being loaded, or unloaded until its memory was back."""
     lost_s: float
+    """For how long somebody waited and no answer was being generated."""
     spills: int
     errors: int
     lasted_s: float
@@ -45,7 +47,7 @@ def count(crowd: Crowd, ledger: Ledger, now: float) -> Figures:
         answers={client.name: answered[client.name] for client in CLIENTS},
         waits_s=waits,
         loads=len(ledger.loads()),
-        evictions=ledger.count("evict"),
+        swapping_s=ledger.own_seconds(),
         lost_s=time_in_first_only(waiting, serving_spans(ledger, now)),
         spills=len(ledger.spills()),
         errors=sum(bool(q.error) for q in questions),
@@ -89,26 +91,31 @@ def closing_table(with_us: Figures, without: Figures) -> Table:
     table.add_column("measured", no_wrap=True)
     table.add_column("with the proxy", justify="right", style="bold")
     table.add_column("Ollama alone", justify="right")
+    table.add_row("answers in all", *(str(sum(side.answers.values())) for side in sides))
     for client in CLIENTS:
-        table.add_row(f"answers to {client.name}", *(str(side.answers[client.name]) for side in sides))
+        table.add_row(f"  to {client.name}", *(str(side.answers[client.name]) for side in sides))
     table.add_section()
     table.add_row("all waits: median, worst", *(_waits(_all(side)) for side in sides))
     for client in CLIENTS:
         table.add_row(f"  of {client.name}", *(_waits(side.waits_s[client.name]) for side in sides))
     table.add_section()
     table.add_row("models loaded", *(str(side.loads) for side in sides))
-    table.add_row("lost to swapping", *(f"{side.lost_s:.1f} s" for side in sides))
+    table.add_row("the card loads or unloads", *(f"{side.swapping_s:.1f} s" for side in sides))
+    table.add_row("somebody waits, nobody is served", *(f"{side.lost_s:.1f} s" for side in sides))
     table.add_row("loads that spilled to the CPU", *(str(side.spills) for side in sides))
     table.add_row("errors", *(str(side.errors) for side in sides))
     return table
 
 
 def conclusion(with_us: Figures, without: Figures) -> str:
-    """Say in one sentence what the waits came to, whichever side did better."""
-    ours_s, theirs_s = (max(_all(side), default=0.0) for side in (with_us, without))
-    ours, theirs = (sum(side.answers.values()) for side in (with_us, without))
-    waits = f"The longest wait was {ours_s:.1f} s instead of {theirs_s:.1f} s"
-    return f"{waits}, with {ours} answers in all instead of {theirs}."
+    """Say in a sentence or two what it came to, whichever side did better."""
+    sides = (with_us, without)
+    ours, theirs = (sum(side.answers.values()) for side in sides)
+    ours_s, theirs_s = (max(_all(side), default=0.0) for side in sides)
+    person = [f"{median(side.waits_s[CHAT.name] or [0.0]):.1f} s" for side in sides]
+    work = f"{ours} answers instead of {theirs}, with {with_us.loads} loads instead of {without.loads}."
+    usual = f"The person usually waited {person[0]} instead of {person[1]}"
+    return f"{work} {usual}; the longest wait of all was {ours_s:.1f} s instead of {theirs_s:.1f} s."
 
 
 def _all(side: Figures) -> list[float]:

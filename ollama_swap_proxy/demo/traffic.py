@@ -15,10 +15,9 @@ from yarl import URL
 
 @dataclass(frozen=True, slots=True)
 class Client:
-    """Somebody who asks, reads, pauses and asks again. ``at_once`` such loops run side by side, each with
-    answers that are 10 tokens longer than those of the one before.
-
-    ``keep_alive`` is sent where it is not None. Times in seconds, before scaling; ``starts_s`` is the first question's.
+    """Somebody who asks, reads, pauses and asks again, under an API key of its own. ``at_once`` such loops run side by
+    side, each with answers that are 10 tokens longer than those of the one before. Times in seconds, before scaling;
+    ``starts_s`` is the first question's.
     """
 
     name: str
@@ -28,15 +27,15 @@ class Client:
     pause_s: float
     starts_s: float
     at_once: int = 1
-    keep_alive: int | None = None
 
 
+CHAT = Client("chat", "sim-qwen2.5:7b", "a person: asks, reads, asks again", 40, 3.0, 0.2)
 CLIENTS = (
-    Client("agent", "sim-llama3.1:8b", "three loops, hardly a pause", 35, 0.1, 0.0, at_once=3),
-    Client("chat", "sim-qwen2.5:7b", "two people: ask, read, ask again", 40, 1.0, 1.0, at_once=2),
-    Client("notes", "sim-mistral:7b", "now and then, with keep_alive 0", 40, 2.0, 2.0, keep_alive=0),
+    Client("agent", "sim-llama3.1:8b", "two loops, hardly a pause", 25, 0.2, 0.0, at_once=2),
+    Client("notes", "sim-mistral:7b", "a batch, two notes at a time", 25, 0.2, 0.1, at_once=2),
+    CHAT,
 )
-"""The agent's loops overlap, as the requests for a busy model do: it is hardly ever idle."""
+"""Two programs and a person: together they want more than the card can give, each a model of its own."""
 
 
 @dataclass(slots=True)
@@ -103,13 +102,12 @@ class Crowd:
             "messages": messages,
             "options": {"num_predict": tokens},
         }
-        if client.keep_alive is not None:
-            body["keep_alive"] = client.keep_alive
+        headers = {"Authorization": f"Bearer {client.name}"}
         question = Question(client, loop.time())
         self.questions.append(question)
         self.asked(question)
         try:
-            async with session.post(url / "api/chat", json=body) as response:
+            async with session.post(url / "api/chat", json=body, headers=headers) as response:
                 async for chunk in response.content.iter_any():
                     if chunk and question.first_byte_at is None and response.status == 200:
                         question.first_byte_at = loop.time()

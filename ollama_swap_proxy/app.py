@@ -82,16 +82,16 @@ class App:
         journey = Journey(self._gate.next_id(), message.method, message.path, dialect, client, began_at)
         try:
             if not self._guard.allows(message.host):
-                journey.error, journey.exchange.status = TURNED_AWAY[1], 403
+                journey.error, journey.status = TURNED_AWAY[1], 403
                 return OwnAnswer(403, [TURNED_AWAY], b"")  # an empty body, as Ollama's own
             if endpoint is not None:
                 return await self._gated(request, endpoint, journey)
             if endpoints.changes_library(message.method, message.path):
                 return await self._change_library(request, journey)
-            return await self._relay.forward(request, None, record=journey.exchange)
+            return await self._relay.forward(request, None, record=journey)
         except ProxyError as error:
             journey.error = error.code
-            journey.exchange.status = error.status
+            journey.status = error.status
             return OwnAnswer.of_error(error, dialect)
         except asyncio.CancelledError:
             journey.error = "stopping" if request.client.was_cut else "client_left"
@@ -104,7 +104,7 @@ class App:
             if request.client.answer_begun:
                 raise  # too late for an answer: the listener says so and cuts the connection
             self._log.exception("handler_failed", id=journey.id)
-            journey.exchange.status = 500
+            journey.status = 500
             return OwnAnswer.of_error(ProxyError(INTERNAL_ERROR, 500, "the proxy failed; see its log"), dialect)
         finally:
             self._journal.end(journey)
@@ -180,7 +180,7 @@ class App:
         if raised is None:
             return intent, body
         journey.changed = f"num_ctx={raised[0].options['num_ctx']}"
-        journey.exchange.resized = True
+        journey.resized = True
         return raised
 
     async def _bypassed(self, request: ClientRequest, endpoint: Endpoint, journey: Journey) -> Answer:
@@ -189,7 +189,7 @@ class App:
         """
         limit_bytes = self._settings.body_limit_bytes
         if limit_bytes and request.content_length > limit_bytes:
-            return await self._relay.forward(request, None, record=journey.exchange, unbuffered=True)
+            return await self._relay.forward(request, None, record=journey, unbuffered=True)
         stored = Body(self._settings.body_memory_bytes, limit_bytes)
         try:
             await _read(request, stored, b"")
@@ -201,7 +201,7 @@ class App:
                 entry = (self._catalog.cached(intent.name) or await self._find(intent.name)) if is_lease else None
                 plan = self._plan(endpoint, intent, entry) if entry else None
             except ProxyError:
-                return await self._relay.forward(request, kept, record=journey.exchange, unbuffered=True)
+                return await self._relay.forward(request, kept, record=journey, unbuffered=True)
             journey.why = _why_no_lease(endpoint, intent, entry)
             if plan is None or journey.why:
                 return await self._pass_on(request, intent, kept, journey)
@@ -221,40 +221,38 @@ class App:
 
     async def _pass_on(self, request: ClientRequest, intent: Intent, body: Body | bytes, journey: Journey) -> Answer:
         """Relay a request that loads nothing, and look again if Ollama saw that differently."""
-        exchange = journey.exchange
         try:
-            return await self._relay.forward(request, body, record=exchange, unbuffered=True)
+            return await self._relay.forward(request, body, record=journey, unbuffered=True)
         finally:
             if intent.kind is Kind.UNLOAD:
                 self._gate.tell(events.ViewOutdated("an unload request passed by"))
-            elif intent.kind is not Kind.CLOUD and journey.why != "remote model" and 200 <= exchange.status < 300:
+            elif intent.kind is not Kind.CLOUD and journey.why != "remote model" and 200 <= journey.status < 300:
                 self._log.warning("judged_wrongly", id=journey.id, model=journey.model, why=journey.why)
                 self._gate.tell(events.ViewOutdated("a request that we took for one that loads nothing was answered"))
 
     async def _leased(self, request: ClientRequest, ticket: Ticket, body: Body | bytes, journey: Journey) -> Answer:
-        exchange = journey.exchange
-        held = self._gate.ask(ticket, exchange)
+        held = self._gate.ask(ticket, journey)
         if held is None:
             request.client.begin_waiting()
             try:
-                held = await self._gate.wait(ticket, exchange)
+                held = await self._gate.wait(ticket, journey)
             finally:
                 request.client.end_waiting()
         journey.waited_s, journey.swapped = held.granted_at - ticket.arrived_at, held.swapped
         if self._settings.response_headers:
-            exchange.own_lines = WAITED_LINES % (journey.waited_s, b"true" if held.swapped else b"false")
+            journey.own_lines = WAITED_LINES % (journey.waited_s, b"true" if held.swapped else b"false")
         failed = True
         try:
             answer = await self._relay.forward(
                 request,
                 body,
-                record=exchange,
+                record=journey,
                 unbuffered=True,
                 on_response_head=functools.partial(self._gate.first_byte, held) if held.loads else None,
             )
-            if exchange.cut and request.client.saw_eof:
+            if journey.cut and request.client.saw_eof:
                 journey.error = "client_left"  # it closed first, and Ollama ended the answer because of that
-            failed = (exchange.cut and not journey.error) or exchange.status >= 500
+            failed = (journey.cut and not journey.error) or journey.status >= 500
         except asyncio.CancelledError:
             failed = False  # a client that leaves is no fault of the model's
             raise
@@ -304,7 +302,7 @@ class App:
             kept = body.as_bytes()
             changed = library_names(kept)
         try:
-            return await self._relay.forward(request, kept, record=journey.exchange, unbuffered=True)
+            return await self._relay.forward(request, kept, record=journey, unbuffered=True)
         finally:
             for name in changed:
                 entry = self._catalog.cached(name) if name is not None else None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -30,22 +29,15 @@ _PRECISION: Final = 10_000
 _QUIET: Final = ("", "client_left")
 
 
-@dataclass(slots=True)
-class Journey:
-    """What the line of one request tells. Times are the loop's seconds. ``why`` it was passed on without a lease.
+class Journey(Exchange):
+    """What the line of one request tells, its exchange too. Times are the loop's seconds.
 
-    ``klass`` is its class, empty where it needs none. ``changed`` is what was changed in its body.
+    ``klass`` is its class, empty where it needs none. ``changed`` is what was changed in its body. ``why`` says why it
+    was passed on without a lease.
     """
 
-    id: int
-    method: str
-    path: str
-    dialect: Dialect
-    client: str
-    began_at: float
     klass: str = ""
     changed: str = ""
-    exchange: Exchange = field(default_factory=Exchange)
     model: str = ""
     gated: bool = False
     why: str = ""
@@ -53,6 +45,22 @@ class Journey:
     swapped: bool = False
     error: str = ""
     ended_at: float = 0.0
+
+    def __init__(  # noqa: PLR0917 - one is built for each request: keywords cost
+        self,
+        id: int,  # noqa: A002 - the name in the line
+        method: str,
+        path: str,
+        dialect: Dialect,
+        client: str,
+        began_at: float,
+    ) -> None:
+        self.id = id
+        self.method = method
+        self.path = path
+        self.dialect = dialect
+        self.client = client
+        self.began_at = began_at
 
 
 class Journal:
@@ -93,8 +101,7 @@ class Journal:
 
 
 def _line(journey: Journey) -> dict[str, object]:
-    exchange = journey.exchange
-    first_byte_at, began_at = exchange.first_byte_at, journey.began_at
+    first_byte_at, began_at = journey.first_byte_at, journey.began_at
     return {
         "id": journey.id,
         "method": journey.method,
@@ -103,14 +110,14 @@ def _line(journey: Journey) -> dict[str, object]:
         "client": journey.client,
         "class": journey.klass,
         "model": journey.model,
-        "status": exchange.status,
-        "error": journey.error or ("cut" if exchange.cut else ""),
+        "status": journey.status,
+        "error": journey.error or ("cut" if journey.cut else ""),
         "passed": journey.why,
         "changed": journey.changed,
         "waited_s": journey.waited_s * _PRECISION // 1 / _PRECISION,
         "swapped": journey.swapped,
         "first_byte_s": None if first_byte_at is None else (first_byte_at - began_at) * _PRECISION // 1 / _PRECISION,
         "total_s": (journey.ended_at - began_at) * _PRECISION // 1 / _PRECISION,
-        "request_bytes": exchange.request_bytes,
-        "response_bytes": exchange.response_bytes,
+        "request_bytes": journey.request_bytes,
+        "response_bytes": journey.response_bytes,
     }

@@ -73,9 +73,9 @@ async def test_the_end_writes_what_is_left() -> None:
 async def test_times_are_cut_to_a_tenth_of_a_millisecond() -> None:
     lines, stream = journal_at("info")
     told = journey(1)
-    told.began_at, told.waited_s, told.exchange.first_byte_at = lines._loop.time() - 2.00009, 1.23459, None
+    told.began_at, told.waited_s, told.first_byte_at = lines._loop.time() - 2.00009, 1.23459, None
     lines.end(told)
-    told.exchange.first_byte_at = told.began_at + 0.00029
+    told.first_byte_at = told.began_at + 0.00029
     lines.write()
     (line,) = written(stream)
     assert (line["waited_s"], line["first_byte_s"]) == (1.2345, 0.0002)

@@ -85,7 +85,9 @@ def has_free_lease(state: State, variant: Variant) -> bool:
 def has_room(state: State, variant: Variant) -> bool:
     """Say whether a model has a lease left, of as many as it gets, and nobody is loading it."""
     leases, key = state.leases, variant.key
-    return leases.running.get(key, 0) < most_leases(state, variant) and key not in leases.loaders
+    if key not in leases.running:
+        return True  # it is idle, and every model gets a lease
+    return leases.running[key] < most_leases(state, variant) and key not in leases.loaders
 
 
 def most_leases(state: State, variant: Variant) -> int:

@@ -80,6 +80,9 @@ _NEEDS: Mapping[Endpoint, frozenset[str]] = {
     **dict.fromkeys((endpoints.EMBED, endpoints.EMBEDDINGS, endpoints.V1_EMBEDDINGS), _NO_NEEDS),
     **dict.fromkeys((endpoints.V1_IMAGES, endpoints.V1_IMAGE_EDITS), frozenset({"image"})),
 }
+_NEEDING_MORE = frozenset({"suffix", "tools", "think"})
+"""The fields by which a request may need more: few have any."""
+
 RULES: Rules = {
     **dict.fromkeys(("model", "keep_alive", "stream", "shift", "think", "max_tokens", "raw"), Keep.VALUE),
     **dict.fromkeys(("prompt", "suffix", "system", "template", "messages", "input", "tools", "images"), Keep.SHAPE),
@@ -127,7 +130,7 @@ def surely_refused_by(intent: Intent, capabilities: Collection[str] | None) -> b
 
     Of a model that makes images nothing is certain: up to 0.32.5 /api/generate serves it without any other capability.
     """
-    return capabilities is not None and "image" not in capabilities and not intent.needs <= frozenset(capabilities)
+    return capabilities is not None and "image" not in capabilities and not intent.needs.issubset(capabilities)
 
 
 def refusal(reason: str, model: str = "") -> Intent:
@@ -173,7 +176,7 @@ def judge(endpoint: Endpoint, fields: Fields) -> Intent:
                 _check_options(given)
             if endpoint not in _NATIVE_COMPLETING:
                 _check_required(endpoint, fields)
-            needs = _needs(endpoint, fields)
+            needs = _NEEDS[endpoint] if _NEEDING_MORE.isdisjoint(last) else _needs(endpoint, fields)
     except (_SurelyRefusedError, durations.BadDurationError) as problem:
         return refusal(str(problem), model)
     return Intent(

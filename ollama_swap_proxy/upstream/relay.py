@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
 from typing import Final, Protocol
 
 from yarl import URL
@@ -44,9 +43,10 @@ class KeptBody(Protocol):
         """Give the bytes, at most ``size`` at a time."""
 
 
-@dataclass(slots=True)
 class Exchange:
     """What the log line and the gate want to know of one relayed request. Times are the loop's seconds.
+
+    What a request begins with is said once, by the class: to make one costs nothing.
 
     ``request_bytes`` and ``response_bytes`` are body bytes without framing; ``response_bytes`` is final only at the
     end. ``first_byte_at`` is when the final answer's head came (Ollama sends none before its first token).

@@ -128,8 +128,8 @@ def _renamed(play: Any, score: Any) -> Any:
 
 
 def test_a_log_of_the_proxy_is_a_workload(tmp_path: Path) -> None:
-    told = journal.Journey(1, "POST", "/api/chat", Dialect.NATIVE, "10.0.0.7", began_at=100.0, model="a:latest")
-    told.gated, told.waited_s, told.ended_at = True, 2.0, 105.0
+    told = journal.Journey(1, "POST", "/api/chat", Dialect.NATIVE, "10.0.0.7", began_at=100.0)
+    told.model, told.gated, told.waited_s, told.ended_at = "a:latest", True, 2.0, 105.0
     request = {"event": "request", **journal._line(told)}
     loaded = {"event": "swap_ended", "outcome": "loaded", "target": "a:latest", "load_s": 1.5}
     lines = [

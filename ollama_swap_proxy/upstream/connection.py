@@ -213,19 +213,20 @@ class UpstreamConnection(asyncio.Protocol):
                 return False
             data = data.lstrip(b"\r\n")  # blank lines in front of an answer are none of it
             end = end_of_head(data)
-            if b"\0" in data[:end]:
+            raw = data[:end]
+            if b"\0" in raw:
                 self._break("it sent what is no HTTP answer (a zero byte in its head)")
                 return False
             if is_final:
-                self._head = head = AnswerHead(status, data[:end], persistent=stays)
+                self._head = head = AnswerHead(status, raw, persistent=stays)
                 self._persistent = stays
                 if not self._has_body:
                     self._persistent = head.says_persistent and len(data) == end
                     self._is_begun, self._body_bytes = False, 0
-                    data = data[:end]
+                    data = raw
                 sink.head_came(head, data)
                 return True
-            sink.interim_came(data[:end])
+            sink.interim_came(raw)
             data = data[end:]
         self._held = data
         if len(data) > HEAD_LIMIT_BYTES:

@@ -77,6 +77,7 @@ _KEPT = frozenset(rule.name for rule in REQUEST_RULES if rule.fate is Fate.KEEP)
 _FATES = {rule.name: rule.fate for rule in REQUEST_RULES if rule.fate is not Fate.KEEP}
 _LENGTH = re.compile(rb"^(content-length:[ \t]*)[0-9]+", re.IGNORECASE | re.MULTILINE)
 _NOT_PLAIN = frozenset(_FATES) - {b"host", b"connection"}
+_BLANK = re.compile(rb"\n\r?\n")
 _PERSISTENCE = (b"close", b"keep-alive")
 _ASKED = re.compile(rb"\n(connection|content-length|transfer-encoding|x-accel-buffering)[ \t]*:([^\r\n]*)")
 
@@ -84,38 +85,29 @@ _ASKED = re.compile(rb"\n(connection|content-length|transfer-encoding|x-accel-bu
 class AnswerHead:
     """What we want to know of a final answer's head.
 
-    ``persistent``: neither the head nor the body's framing asks to close the connection behind the answer.
+    ``raw`` is all of it. ``persistent``: neither the head nor the body's framing asks to close the connection behind the
+    answer. ``is_chunked``: the body comes in chunks; ``is_framed``: its end shows without the connection's;
+    ``is_streamed``: upstream sends it as it comes into being.
     """
 
-    __slots__ = ("_fields", "_raw", "persistent", "status")
+    __slots__ = ("_fields", "is_chunked", "is_framed", "is_streamed", "persistent", "raw", "status")
 
     def __init__(self, status: int, raw: bytes, *, persistent: bool) -> None:
         """``raw`` is all of the head; whoever parsed it tells the rest."""
         self.status = status
         self.persistent = persistent
-        self._raw = raw
-        self._fields: dict[bytes, bytes] = dict(_ASKED.findall(raw.lower()))
-
-    @property
-    def is_chunked(self) -> bool:
-        """Say whether the body comes in chunks."""
-        last = self._fields.get(b"transfer-encoding", b"").rpartition(b",")[2]
-        return last.lstrip(b" \t").rstrip(b" ") == b"chunked"  # to the letter as the parser sees it
-
-    @property
-    def is_framed(self) -> bool:
-        """Say whether the body's end shows without the connection's."""
-        return b"content-length" in self._fields or self.is_chunked
-
-    @property
-    def is_streamed(self) -> bool:
-        """Say whether upstream sends the body as it comes into being."""
-        return self.is_chunked or not (self.persistent or b"content-length" in self._fields)
+        self.raw = raw
+        self._fields = fields = dict(_ASKED.findall(raw.lower()))
+        last = fields.get(b"transfer-encoding", b"").rpartition(b",")[2]
+        has_length = b"content-length" in fields
+        self.is_chunked = chunked = last.lstrip(b" \t").rstrip(b" ") == b"chunked"  # to the letter as the parser sees it
+        self.is_framed = has_length or chunked
+        self.is_streamed = chunked or not (persistent or has_length)
 
     @property
     def is_modern(self) -> bool:
         """Say whether its version is HTTP/1.1."""
-        return self._raw.startswith(b"HTTP/1.1")
+        return self.raw.startswith(b"HTTP/1.1")
 
     @property
     def says_buffering(self) -> bool:
@@ -214,11 +206,8 @@ def end_of_head(data: bytes, start: int = 0) -> int:
 
     The response parser takes bare line feeds too, so both spellings are looked for; the earlier one ends the head.
     """
-    strict = data.find(b"\n\r\n", start)
-    bare = data.find(b"\n\n", start, strict + 2 if strict >= 0 else len(data))
-    if bare >= 0:
-        return bare + 2
-    return strict + 3 if strict >= 0 else -1
+    blank = _BLANK.search(data, start)
+    return -1 if blank is None else blank.end()
 
 
 def with_length(head: bytes, size: int) -> bytes:
@@ -226,8 +215,7 @@ def with_length(head: bytes, size: int) -> bytes:
     return _LENGTH.sub(b"\\g<1>%d" % size, head)
 
 
-def with_lines(data: bytes, lines: bytes) -> bytes:
-    """Return ``data``, which begins with a complete head, with ``lines`` put before the head's blank line."""
-    end = end_of_head(data)
-    blank = 2 if data.endswith(b"\r\n", 0, end) else 1
-    return b"".join((data[: end - blank], lines, data[end - blank :]))
+def with_lines(data: bytes, lines: bytes, end: int) -> bytes:
+    """Return ``data``, which begins with a complete head of ``end`` bytes, with ``lines`` before its blank line."""
+    end -= 2 if data.endswith(b"\r\n", 0, end) else 1
+    return b"%b%b%b" % (data[:end], lines, data[end:])

@@ -292,11 +292,11 @@ class _Crossing:
         lines = self._record.own_lines
         if streamed and self._unbuffered and not head.says_buffering:
             lines += NOT_BUFFERED
-        if head.persistent and head.is_modern and self._client.is_closing_down():
+        if self._client.is_closing_down() and head.persistent and head.is_modern:
             lines += CLOSING
         transport = self._client.transport
         if transport is not None:
-            transport.write(with_lines(raw, lines) if lines else raw)
+            transport.write(with_lines(raw, lines, len(head.raw)) if lines else raw)
         record = self._record
         record.first_byte_at = record.last_byte_at = self._loop.time()
         record.status = head.status

@@ -157,9 +157,9 @@ def test_end_of_head_is_found_in_every_spelling(data, end):
 @pytest.mark.parametrize("lines", [NOT_BUFFERED, CLOSING, NOT_BUFFERED + CLOSING])
 def test_lines_go_before_the_blank_line_and_nothing_else_changes(lines):
     data = b"HTTP/1.1 200 OK\r\nA: b\r\n\r\n1\r\n\r\n\r\n"
-    assert with_lines(data, lines) == b"HTTP/1.1 200 OK\r\nA: b\r\n" + lines + b"\r\n1\r\n\r\n\r\n"
+    assert with_lines(data, lines, end_of_head(data)) == b"HTTP/1.1 200 OK\r\nA: b\r\n" + lines + b"\r\n1\r\n\r\n\r\n"
     bare = b"HTTP/1.1 200 OK\nA: b\n\nbody"
-    assert with_lines(bare, lines) == b"HTTP/1.1 200 OK\nA: b\n" + lines + b"\nbody"
+    assert with_lines(bare, lines, end_of_head(bare)) == b"HTTP/1.1 200 OK\nA: b\n" + lines + b"\nbody"
 
 
 @pytest.mark.parametrize(

@@ -85,12 +85,12 @@ _ASKED = re.compile(rb"\n(connection|content-length|transfer-encoding|x-accel-bu
 class AnswerHead:
     """What we want to know of a final answer's head.
 
-    ``raw`` is all of it. ``persistent``: neither the head nor the body's framing asks to close the connection behind the
-    answer. ``is_chunked``: the body comes in chunks; ``is_framed``: its end shows without the connection's;
-    ``is_streamed``: upstream sends it as it comes into being.
+    ``raw`` is all of it. ``persistent``: neither it nor the body's framing asks to close the connection behind the
+    answer. ``is_framed``: the body's end shows without the connection's; ``is_streamed``: upstream sends the body as it
+    comes into being.
     """
 
-    __slots__ = ("_fields", "is_chunked", "is_framed", "is_streamed", "persistent", "raw", "status")
+    __slots__ = ("_fields", "is_framed", "is_streamed", "persistent", "raw", "status")
 
     def __init__(self, status: int, raw: bytes, *, persistent: bool) -> None:
         """``raw`` is all of the head; whoever parsed it tells the rest."""
@@ -100,7 +100,7 @@ class AnswerHead:
         self._fields = fields = dict(_ASKED.findall(raw.lower()))
         last = fields.get(b"transfer-encoding", b"").rpartition(b",")[2]
         has_length = b"content-length" in fields
-        self.is_chunked = chunked = last.lstrip(b" \t").rstrip(b" ") == b"chunked"  # to the letter as the parser sees it
+        chunked = last.lstrip(b" \t").rstrip(b" ") == b"chunked"  # to the letter as the parser sees it
         self.is_framed = has_length or chunked
         self.is_streamed = chunked or not (persistent or has_length)
 

@@ -10,7 +10,8 @@ from yarl import URL
 from ollama_swap_proxy.listener.answers import Answer
 from ollama_swap_proxy.listener.request import ClientRequest
 from ollama_swap_proxy.listener.server import ProxyServer
-from ollama_swap_proxy.upstream.relay import Exchange, Relay
+from ollama_swap_proxy.upstream.exchange import Exchange
+from ollama_swap_proxy.upstream.relay import Relay
 
 
 async def serve(port: int, upstream: str) -> None:

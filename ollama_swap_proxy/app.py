@@ -21,7 +21,7 @@ from ollama_swap_proxy.core import endpoints, events, names
 from ollama_swap_proxy.core.endpoints import Endpoint
 from ollama_swap_proxy.core.explain import Explanation
 from ollama_swap_proxy.core.requests import Intent, Kind, surely_refused_by
-from ollama_swap_proxy.core.tickets import Ticket
+from ollama_swap_proxy.core.tickets import Need, Ticket
 from ollama_swap_proxy.errors import ProxyError
 from ollama_swap_proxy.gate import Gate
 from ollama_swap_proxy.journal import Journal, Journey
@@ -29,9 +29,9 @@ from ollama_swap_proxy.listener.answers import Answer, OwnAnswer
 from ollama_swap_proxy.listener.content import MalformedBody
 from ollama_swap_proxy.listener.request import HTTP_11, ClientRequest, RequestHead
 from ollama_swap_proxy.num_ctx import LeastNumCtx
-from ollama_swap_proxy.plan import Plan, make_plan
 from ollama_swap_proxy.upstream.catalog import Catalog, Entry
 from ollama_swap_proxy.upstream.control import ControlError
+from ollama_swap_proxy.upstream.needs import need_of, plain_endpoint, plain_need
 from ollama_swap_proxy.upstream.relay import Relay
 
 INTERNAL_ERROR: Final = "internal_error"
@@ -40,7 +40,7 @@ FRESH_ENTRY_S: Final = 1.0
 """A model that is not resident is looked up again when we last saw it longer ago: no swap for one that was deleted."""
 
 PLANS_KEPT: Final = 1024
-"""For so many pairs of endpoint and model the variant and load recipe of a request without options are remembered."""
+"""For so many pairs of endpoint and model what a request without options needs is remembered."""
 
 WAITED_LINES: Final = b"X-Ollama-Swap-Proxy-Waited: %.3f\r\nX-Ollama-Swap-Proxy-Swapped: %b\r\n"
 """What an answer tells of its request with `response_headers`: seconds, and whether a swap was made meanwhile."""
@@ -64,7 +64,7 @@ class App:
         self._settings = settings
         self._callers = Callers(settings)
         self._least_num_ctx = LeastNumCtx(settings)
-        self._plans: dict[tuple[Endpoint, str, str], Plan] = {}
+        self._plans: dict[tuple[Endpoint, str, str], Need] = {}
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger("app")
 
@@ -116,21 +116,16 @@ class App:
         Raises:
             ProxyError: what Ollama has under this name cannot be found out.
         """
-        parsed = names.parse(model)
-        if isinstance(parsed, names.InvalidName):
-            return f"{model!r} names no model: {parsed.reason}"
-        entry = None if isinstance(parsed, names.CloudName) else await self._find(parsed.canonical)
-        if isinstance(parsed, names.CloudName) or (entry is not None and entry.remote):
-            return f"{model} runs elsewhere: its requests are passed on at once"
-        if entry is None:
-            return f"Ollama has no model {model}: requests for it are passed on at once, for Ollama to answer"
-        traits = self._catalog.traits(entry)
-        endpoint = endpoints.EMBED if traits.embedder else endpoints.GENERATE
-        given = self._least_num_ctx.asked_by_all(parsed.canonical, entry.parameters)
-        plan = make_plan(endpoint, given, entry, traits)
-        caller = self._callers.identify(_NO_HEAD, "", endpoint.path, parsed.canonical)
+        try:
+            need = await plain_need(self._catalog, model, FRESH_ENTRY_S, self._least_num_ctx.asked_by_all)
+        except ControlError as error:
+            raise _not_found_out(error) from None
+        if isinstance(need, str):
+            return need
+        endpoint = plain_endpoint(need.traits)
+        caller = self._callers.identify(_NO_HEAD, "", endpoint.path, names.canonical(need.name))
         ticket = Ticket(
-            0, plan.variant, plan.name, self._loop.time(), plan.recipe, klass=caller.klass, traits=plan.traits
+            0, need.variant, need.name, self._loop.time(), need.recipe, klass=caller.klass, traits=need.traits
         )
         return self._gate.explain(ticket)
 
@@ -214,10 +209,7 @@ class App:
         try:
             return await self._catalog.find(name, FRESH_ENTRY_S)
         except ControlError as error:
-            if error.is_away:
-                raise ProxyError("upstream_down", 502, f"Ollama does not answer: {error}", 5) from None
-            text = f"what Ollama has under this name could not be found out: {error}"
-            raise ProxyError("catalog_unknown", 503, text, retry_after_s=5) from None
+            raise _not_found_out(error) from None
 
     async def _pass_on(self, request: ClientRequest, intent: Intent, body: Body | bytes, journey: Journey) -> Answer:
         """Relay a request that loads nothing, and look again if Ollama saw that differently."""
@@ -250,7 +242,7 @@ class App:
                 unbuffered=True,
                 on_response_head=functools.partial(self._gate.first_byte, held) if held.loads else None,
             )
-            if journey.cut and request.client.saw_eof:
+            if journey.cut and request.client.saw_eof and not journey.cut_code:
                 journey.error = "client_left"  # it closed first, and Ollama ended the answer because of that
             failed = (journey.cut and not journey.error) or journey.status >= 500
         except asyncio.CancelledError:
@@ -262,7 +254,7 @@ class App:
             self._gate.release(held, failed=failed)
 
     def _ticket(
-        self, request: ClientRequest, endpoint: Endpoint, intent: Intent, plan: Plan, journey: Journey
+        self, request: ClientRequest, endpoint: Endpoint, intent: Intent, plan: Need, journey: Journey
     ) -> Ticket:
         caller = self._callers.identify(request.message, request.client.address, endpoint.path, intent.name)
         journey.client, journey.klass = caller.client, caller.klass.name
@@ -279,17 +271,18 @@ class App:
             caller.klass,
             caller.patience_s,
             plan.traits,
+            keep_alive_s is not None,
         )
 
-    def _plan(self, endpoint: Endpoint, intent: Intent, entry: Entry) -> Plan:
+    def _plan(self, endpoint: Endpoint, intent: Intent, entry: Entry) -> Need:
         if intent.options:
-            return make_plan(endpoint, intent.options, entry, self._catalog.traits(entry))
+            return need_of(endpoint, intent.options, entry, self._catalog.traits(entry))
         key = (endpoint, entry.spelled, entry.digest)
         plan = self._plans.get(key)
         if plan is None:
             if len(self._plans) >= PLANS_KEPT:
                 self._plans.clear()
-            plan = self._plans[key] = make_plan(endpoint, intent.options, entry, self._catalog.traits(entry))
+            plan = self._plans[key] = need_of(endpoint, intent.options, entry, self._catalog.traits(entry))
         return plan
 
     async def _change_library(self, request: ClientRequest, journey: Journey) -> Answer:
@@ -336,3 +329,10 @@ def _why_no_lease(endpoint: Endpoint, intent: Intent, entry: Entry | None) -> st
     if surely_refused_by(intent, entry.capabilities or None):
         return f"{endpoint.path} is not among the model's capabilities"
     return ""
+
+
+def _not_found_out(error: ControlError) -> ProxyError:
+    if error.is_away:
+        return ProxyError("upstream_down", 502, f"Ollama does not answer: {error}", 5)
+    text = f"what Ollama has under this name could not be found out: {error}"
+    return ProxyError("catalog_unknown", 503, text, retry_after_s=5)

@@ -26,6 +26,7 @@ from ollama_swap_proxy.errors import ProxyError
 from ollama_swap_proxy.upstream.catalog import Catalog
 from ollama_swap_proxy.upstream.control import Control, ControlError
 from ollama_swap_proxy.upstream.eviction import evict
+from ollama_swap_proxy.upstream.needs import AskedByAll, nothing_asked, plain_need
 from ollama_swap_proxy.upstream.view import ResidencyView
 
 PROGRESS_INTERVAL_S = 1.0
@@ -38,12 +39,15 @@ Otherwise = Callable[[str], events.Event]
 
 class Moving(Protocol):
     """What the gate reads of a leased request: when upstream first and last sent a byte (loop time; None before), and
-    whether the answer is streamed.
+    whether the answer is streamed. It can be cut off: then it fails with this error, or in mid-answer breaks off.
     """
 
     first_byte_at: float | None
     last_byte_at: float | None
     streamed: bool
+
+    def cut_off(self, error: ProxyError, /) -> None:
+        """End the request, if it is being relayed."""
 
 
 @dataclass(slots=True)
@@ -61,7 +65,14 @@ class Held:
 class Gate:
     """Lets requests through when it is their model's turn. Use within one event loop; `start` before anything else."""
 
-    def __init__(self, scheduler: Scheduler, control: Control, catalog: Catalog, view: ResidencyView) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        control: Control,
+        catalog: Catalog,
+        view: ResidencyView,
+        asked_by_all: AskedByAll = nothing_asked,
+    ) -> None:
         self._scheduler = scheduler
         self.serves, self.bypasses = scheduler.serves, scheduler.bypasses
         """See `Scheduler`: both are asked for every request, so they are not wrapped."""
@@ -70,6 +81,7 @@ class Gate:
         self._control = control
         self._catalog = catalog
         self._view = view
+        self._asked_by_all = asked_by_all
         self._loop = asyncio.get_running_loop()
         self._log = structlog.get_logger("gate")
         self._events: deque[events.Event] = deque()
@@ -121,8 +133,7 @@ class Gate:
         self, ticket: Ticket, decision: commands.Grant | commands.Reject, now: float, moving: Moving | None
     ) -> Held:
         if isinstance(decision, commands.Reject):
-            rejection = decision.rejection
-            raise ProxyError(rejection.code, rejection.status, rejection.message, rejection.retry_after_s)
+            raise _error_of(decision.rejection)
         held = self._held[ticket.id] = Held(ticket, now, decision.swapped, decision.loads, moving)
         if self._progress is None:
             self._progress = self._loop.call_later(PROGRESS_INTERVAL_S, self._tell_progress)
@@ -179,7 +190,7 @@ class Gate:
         self._catalog.cancel()
 
     # --- carrying out -----------------------------------------------------------------------------------------------
-    def _carry_out(self, command: commands.Command) -> None:
+    def _carry_out(self, command: commands.Command) -> None:  # noqa: C901  # one case a command
         match command:
             case commands.Grant() | commands.Reject():
                 waiter = self._waiting.get(command.ticket_id)
@@ -187,6 +198,8 @@ class Gate:
                     self._decided[command.ticket_id] = command
                 else:
                     self._answer(waiter, command)
+            case commands.Cut():
+                self._cut(command)
             case commands.Observe():
                 asked_at = self._loop.time()
                 self._spawn("observe", self._observe(), lambda why: events.ResidencyUnknown(asked_at, why))
@@ -198,6 +211,11 @@ class Gate:
             case commands.Load(variant, name):
                 load = self._load(command)
                 self._spawn(f"load {name}", load, lambda why: events.LoadEnded(variant, LoadFailure(502, why)))
+            case commands.Describe(name):
+                self._spawn(f"describe {name}", self._describe(name), lambda why: events.Described(name, None, why))
+            case commands.KeepAlive(key, name):
+                kept = self._keep_alive(command)
+                self._spawn(f"keep_alive {name}", kept, lambda why: events.KeptAlive(key, why))
             case commands.WakeAt(at):
                 self._wake_at(at)
             case commands.Step(name, fields, warning):
@@ -210,6 +228,19 @@ class Gate:
             waiter.set_result(decision)
         elif isinstance(decision, commands.Grant):
             self._events.append(events.Released(decision.ticket_id))  # its client left in this very step
+
+    def _cut(self, command: commands.Cut) -> None:
+        held = self._held.get(command.ticket_id)
+        moving = held.moving if held is not None else None
+        if held is None or moving is None:
+            return
+        moved_at, since = moving.last_byte_at, command.unless_moved_since
+        if since is not None and moved_at is not None and moved_at > since:
+            self._events.append(self._progress_of(held, moving, moved_at))
+            return
+        error = _error_of(command.rejection)
+        self._log.warning("request_cut", id=held.ticket.id, model=held.ticket.name, reason=error.message)
+        self._loop.call_soon(moving.cut_off, error)  # not in here: it ends a lease at once
 
     def _wake_at(self, at: float | None) -> None:
         if self._wake is not None:
@@ -237,17 +268,34 @@ class Gate:
         failure = await self._control.load(command.recipe, command.timeout_s)
         return events.LoadEnded(command.variant, failure)
 
+    async def _keep_alive(self, command: commands.KeepAlive) -> events.Event:
+        try:
+            await self._control.keep_alive(command.recipe, command.keep_alive)
+        except ControlError as error:
+            return events.KeptAlive(command.key, str(error))
+        return events.KeptAlive(command.key)
+
+    async def _describe(self, name: str) -> events.Event:
+        try:
+            need = await plain_need(self._catalog, name, 0.0, self._asked_by_all)
+        except ControlError as error:
+            return events.Described(name, None, f"what Ollama has under this name could not be found out: {error}")
+        return events.Described(name, None, need) if isinstance(need, str) else events.Described(name, need)
+
     def _tell_progress(self) -> None:
         self._progress = None
         for held in list(self._held.values()):
             moving = held.moving
             moved_at = moving.last_byte_at if moving is not None else None
             if moving is not None and moved_at is not None and moved_at != held.told_at:
-                held.told_at = moved_at
-                began_at = moving.first_byte_at if moving.streamed else None
-                self.tell(events.Progressed(held.ticket.id, moved_at, began_at))
+                self.tell(self._progress_of(held, moving, moved_at))
         if self._held:
             self._progress = self._loop.call_later(PROGRESS_INTERVAL_S, self._tell_progress)
+
+    @staticmethod
+    def _progress_of(held: Held, moving: Moving, moved_at: float) -> events.Progressed:
+        held.told_at = moved_at
+        return events.Progressed(held.ticket.id, moved_at, moving.first_byte_at if moving.streamed else None)
 
     def _spawn(self, name: str, call: Coroutine[None, None, events.Event], otherwise: Otherwise) -> None:
         task = self._loop.create_task(self._tell_outcome(name, call, otherwise), name=name)
@@ -262,6 +310,10 @@ class Gate:
             self._log.exception("control_call_failed", call=name)
             outcome = otherwise(f"{type(error).__name__} in the proxy; see its log")
         self.tell(outcome)
+
+
+def _error_of(rejection: commands.Rejection) -> ProxyError:
+    return ProxyError(rejection.code, rejection.status, rejection.message, rejection.retry_after_s)
 
 
 def _stream(moving: Moving | None) -> tuple[float, float] | None:

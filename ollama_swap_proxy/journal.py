@@ -15,7 +15,7 @@ from typing import Final
 import structlog
 
 from ollama_swap_proxy.core.endpoints import Dialect
-from ollama_swap_proxy.upstream.relay import Exchange
+from ollama_swap_proxy.upstream.exchange import Exchange
 
 TOGETHER_S: Final = 0.01
 """How long a line waits for others, at most: one write for several, and off the way of the next request."""
@@ -111,7 +111,7 @@ def _line(journey: Journey) -> dict[str, object]:
         "class": journey.klass,
         "model": journey.model,
         "status": journey.status,
-        "error": journey.error or ("cut" if journey.cut else ""),
+        "error": journey.error or journey.cut_code or ("cut" if journey.cut else ""),
         "passed": journey.why,
         "changed": journey.changed,
         "waited_s": journey.waited_s * _PRECISION // 1 / _PRECISION,

@@ -28,6 +28,7 @@ from ollama_swap_proxy.core.events import Recalled, Stopping
 from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.gate import Gate
 from ollama_swap_proxy.listener.server import ProxyServer
+from ollama_swap_proxy.num_ctx import LeastNumCtx
 from ollama_swap_proxy.operator.api import operator_app
 from ollama_swap_proxy.state_file import StateFile
 from ollama_swap_proxy.traits import ModelTraits
@@ -99,7 +100,7 @@ class Service:
         catalog = Catalog(control, loop.time, ModelTraits(settings).of)
         view = ResidencyView(control, catalog, settings.report_timeout_s, clock=loop.time)
         scheduler = Scheduler(settings.policy(), loop.time())
-        gate = self._gate = Gate(scheduler, control, catalog, view)
+        gate = self._gate = Gate(scheduler, control, catalog, view, LeastNumCtx(settings).asked_by_all)
         self._exit.push_async_callback(gate.close)
         state_file = StateFile(settings.state_path, str(settings.upstream), scheduler.remembered)
         learned = await state_file.read()

@@ -15,6 +15,7 @@ from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Variant
 from ollama_swap_proxy.errors import ProxyError
 from ollama_swap_proxy.gate import Gate
+from ollama_swap_proxy.upstream.control import ControlError
 
 
 class Upstream:
@@ -25,6 +26,7 @@ class Upstream:
         self.defect_in: set[str] = set()
         self.failure: LoadFailure | None = None
         self.loads = 0
+        self.kept: list[float] = []
 
     def _fail_if_told(self, call: str) -> None:
         if call in self.defect_in:
@@ -48,6 +50,11 @@ class Upstream:
     async def unload(self, _: str) -> Any:
         self.resident = ""
         return type("Answer", (), {"status": 200, "error": ""})()
+
+    async def keep_alive(self, _: LoadRecipe, keep_alive: float) -> None:
+        self.kept.append(keep_alive)
+        if "keep_alive" in self.defect_in:
+            raise ControlError("timeout", "late")
 
     async def load(self, recipe: LoadRecipe, _: float) -> LoadFailure | None:
         self._fail_if_told("load")
@@ -165,3 +172,70 @@ async def test_what_is_told_twice_or_too_late_changes_nothing(gate):
     gate.tell(EvictionAnswered("a", accepted=True))
     assert gate.snapshot().leases == ()
     assert gate.snapshot().swap is None
+
+
+class Answer:
+    """A request's answer: has moved when it is told to, and notes how it is cut off."""
+
+    streamed = True
+
+    def __init__(self) -> None:
+        self.first_byte_at: float | None = None
+        self.last_byte_at: float | None = None
+        self.error: ProxyError | None = None
+
+    def cut_off(self, error: ProxyError, /) -> None:
+        self.error = error
+
+
+async def cutting_gate(upstream: Upstream) -> Gate:
+    part = cast("Any", upstream)
+    policy = Policy(first_byte_timeout_s=0.1, idle_stream_timeout_s=0.15)
+    gate = Gate(Scheduler(policy, asyncio.get_running_loop().time()), part, part, part)
+    gate.start()
+    gate.release(await acquire(gate, "b"), failed=False)
+    return gate
+
+
+async def test_a_silent_request_is_cut_off_with_the_error_that_the_scheduler_gives(upstream):
+    gate, answer = await cutting_gate(upstream), Answer()
+    held = gate.ask(ticket(gate, "b"), answer)
+    assert held is not None
+    await asyncio.sleep(0.05)
+    assert answer.error is None
+    await asyncio.sleep(0.08)
+    assert answer.error is not None
+    assert (answer.error.code, answer.error.status) == ("upstream_timeout", 504)
+    gate.release(held, failed=True)
+    await gate.close()
+
+
+async def test_one_whose_byte_we_have_not_told_yet_is_not_cut_off_but_told(upstream):
+    gate, answer = await cutting_gate(upstream), Answer()
+    held = gate.ask(ticket(gate, "b"), answer)
+    assert held is not None
+    await asyncio.sleep(0.05)
+    answer.first_byte_at = answer.last_byte_at = asyncio.get_running_loop().time()
+    await asyncio.sleep(0.08)
+    assert answer.error is None
+    assert gate.snapshot().leases[0].silent_s < 0.13
+    await asyncio.sleep(0.09)
+    assert answer.error is not None
+    assert "idle_stream_timeout_s" in answer.error.message
+    gate.release(held, failed=True)
+    await gate.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_keep_alive_is_set_and_its_failure_told(upstream, fails):
+    upstream.defect_in = {"keep_alive"} if fails else set()
+    part = cast("Any", upstream)
+    gate = Gate(Scheduler(Policy(keep_alive=60.0), asyncio.get_running_loop().time()), part, part, part)
+    gate.start()
+    with capture_logs() as lines:
+        gate.release(await acquire(gate, "b"), failed=False)
+        await asyncio.sleep(0.01)
+        gate.release(await acquire(gate, "c"), failed=False)
+    assert upstream.kept == [60.0, 60.0]
+    assert bool([line for line in lines if line["event"] == "keep_alive_not_set"]) is fails
+    await gate.close()

@@ -58,6 +58,7 @@ ONLY_SHAPES = {"core/classes", "core/commands", "core/events", "core/tickets"}
 TESTED_BY = {
     "core/intake": "core/test_scheduler",
     "upstream/eviction": "upstream/test_simulated",
+    "upstream/exchange": "upstream/test_relay",
     "upstream/pool": "upstream/test_relay",
 }
 """Modules whose behaviour shows only together with others: the test file that covers them. All others have one of

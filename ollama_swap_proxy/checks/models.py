@@ -71,7 +71,8 @@ def doubts_of_models(settings: Settings, known: Known) -> list[Doubt]:
 def named_models(settings: Settings) -> list[str]:
     """Return the canonical names that the settings speak of, patterns not among them."""
     in_rules = [glob for rule in settings.rules for glob in rule.model or () if isinstance(parse(glob), ModelName)]
-    return list(dict.fromkeys([*settings.models, *in_rules]))
+    home = [settings.home] if settings.home else []
+    return list(dict.fromkeys([*settings.models, *in_rules, *home]))
 
 
 def _of_swaps(settings: Settings, known: Known) -> Iterator[Doubt]:
@@ -100,6 +101,8 @@ def _of_names(settings: Settings, found: Mapping[str, Found]) -> Iterator[Doubt]
     for number, rule in enumerate(settings.rules):
         named = [glob for glob in rule.model or () if isinstance(parse(glob), ModelName)]
         places += [(rule_place(number, "model"), name) for name in named]
+    if settings.home and settings.home not in settings.models:
+        places.append(("home", settings.home))
     for place, name in places:
         model = found.get(name)
         if model is None:
@@ -126,8 +129,8 @@ def _of_one_model(settings: Settings, found: Mapping[str, Found]) -> Iterator[Do
             yield Doubt(
                 model_place(name),
                 f"is the same model as {first} (the same weights, so one of them resident is both), and the two "
-                f"tables differ in {', '.join(differ)}: pinned by one is pinned, and the highest priority counts. "
-                "Write the same in both",
+                f"tables differ in {', '.join(differ)}: pinned by one is pinned, and the highest priority and the "
+                "longest of times count. Write the same in both",
             )
 
 
@@ -178,6 +181,13 @@ def _of_who_is_kept_out(
             f"{may_be_together([*pins, kept_out[0]], facts).text}. Requests for what has no room are turned away "
             "(pinned_out) while the pinned models are resident. Pin fewer or smaller models, or do without the others",
         )
+    for home in _members(settings, found, learned, [settings.home]):
+        if home.key in {each.key for each in kept_out}:
+            yield Doubt(
+                "home",
+                f"{home} cannot be loaded while {listing(pins)} are resident, so the card hardly ever goes back to it. "
+                "Choose another, or pin fewer or smaller models",
+            )
 
 
 def _of_groups(settings: Settings, found: Mapping[str, Found], learned: State) -> Iterator[Doubt]:

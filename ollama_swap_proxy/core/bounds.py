@@ -5,9 +5,10 @@ Owns the bounds, for the phases that act on them and for whoever looks on. Must 
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import plans
+from ollama_swap_proxy.core import limits, plans
 from ollama_swap_proxy.core.policy import RETRY_AFTER_S
 from ollama_swap_proxy.core.state import Phase, State, Swap
+from ollama_swap_proxy.core.tickets import Lease
 
 
 def step_ends_at(state: State, swap: Swap) -> float:
@@ -39,8 +40,8 @@ def is_held_back(state: State, swap: Swap) -> bool:
 
 
 def drain_ends_at(state: State, swap: Swap) -> float:
-    """Return when a drain is stuck: ``stuck_after_s`` after its last byte."""
-    moved_at = max((lease.moved_at for lease in plans.blocking(state, swap)), default=swap.phase_since)
+    """Return when a drain is stuck: ``stuck_after_s`` after its last byte, or after what a lease has time for."""
+    moved_at = max((excused_until(state, lease) for lease in plans.blocking(state, swap)), default=swap.phase_since)
     return max(swap.phase_since, moved_at) + state.policy.stuck_after_s
 
 
@@ -50,7 +51,7 @@ def unload_ends_at(state: State, swap: Swap, victim: str) -> float:
     A model loaded by others may be busy with requests that we cannot see: then it gets as long as a drain. Where the
     unload did not reach it (its name is gone), nothing is gained by that.
     """
-    patience_s = state.policy.unload_timeout_s
+    patience_s = limits.unload_timeout_s(state, victim)
     if victim not in state.residency.options and not swap.refused:
         patience_s = max(patience_s, state.policy.stuck_after_s)
     return swap.first_asked_at + patience_s
@@ -71,7 +72,28 @@ def settled_at(state: State, swap: Swap) -> float:
 
 def load_ends_at(state: State, swap: Swap) -> float:
     """Return when a load is overdue. The control client bounds the call itself; this is the net below it."""
-    return swap.load_sent_at + state.policy.load_timeout_s + RETRY_AFTER_S
+    return swap.load_sent_at + limits.load_timeout_s(state, swap.target.key) + RETRY_AFTER_S
+
+
+def silence_ends_at(state: State, lease: Lease) -> float:
+    """Return when a request has been silent for too long and is cut; infinity: never.
+
+    One by which Ollama loads its model has the time of a load first. What was relayed in bypass mode has no limit.
+    """
+    if lease.relayed:
+        return float("inf")
+    begun = lease.last_byte_at is not None
+    limit_s = limits.idle_stream_timeout_s(state, lease) if begun else limits.first_byte_timeout_s(state, lease)
+    if not limit_s:
+        return float("inf")
+    load_s = limits.load_timeout_s(state, lease.ticket.variant.key) if lease.loads else 0.0
+    return lease.moved_at + load_s + limit_s
+
+
+def excused_until(state: State, lease: Lease) -> float:
+    """Return until when a lease counts as moving: its last byte, or where a first byte has its time, when that ends."""
+    ends_at = silence_ends_at(state, lease) if lease.last_byte_at is None else float("inf")
+    return lease.moved_at if ends_at == float("inf") else ends_at
 
 
 def report_ends_at(state: State, swap: Swap) -> float:

@@ -31,8 +31,9 @@ class Rejection:
     """Why a ticket ends without a lease. ``code`` is stable and documented (docs/api.md).
 
     Codes: ``upstream_down`` (502), ``waited_too_long`` (503), ``nothing_moved`` (503), ``unload_not_confirmed``
-    (504), ``drain_stuck`` (503), ``load_failed`` (upstream's status), ``load_timeout`` (504), ``line_full`` (503),
-    ``pinned_out`` (503), ``not_resident`` (503), ``stopping`` (503).
+    (504), ``drain_stuck`` (503), ``drain_timeout`` (503), ``upstream_timeout`` (504), ``load_failed`` (upstream's
+    status), ``load_timeout`` (504), ``line_full`` (503), ``pinned_out`` (503), ``not_resident`` (503), ``stopping``
+    (503).
     """
 
     code: str
@@ -47,6 +48,18 @@ class Reject:
 
     ticket_id: int
     rejection: Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """End a leased request that runs: with this error where nothing of its answer has come, else by cutting it.
+
+    ``unless_moved_since``: not if upstream has sent a byte after this moment, of which we are told later.
+    """
+
+    ticket_id: int
+    rejection: Rejection
+    unless_moved_since: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +86,25 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Describe:
+    """Find out, as of now, what a plain request for this model needs; told as `events.Described`."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeepAlive:
+    """Set the keep_alive of the runner of this key by an empty request: its variant's ``recipe`` and ``keep_alive``,
+    in seconds (negative: for ever). Told as `events.KeptAlive`.
+    """
+
+    key: str
+    name: str
+    recipe: LoadRecipe
+    keep_alive: float
+
+
+@dataclass(frozen=True, slots=True)
 class WakeAt:
     """Send `events.TimePassed` at this time; replaces the wake asked for before. None: no wake is needed."""
 
@@ -91,4 +123,4 @@ class Step:
     warning: bool = False
 
 
-Command = Grant | Reject | Observe | Evict | Load | WakeAt | Step
+Command = Grant | Reject | Cut | Observe | Evict | Load | Describe | KeepAlive | WakeAt | Step

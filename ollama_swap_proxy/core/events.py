@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ollama_swap_proxy.core.policy import Mode
-from ollama_swap_proxy.core.tickets import Report, Ticket, Variant
+from ollama_swap_proxy.core.tickets import Need, Report, Ticket, Variant
 
 
 @dataclass(slots=True)
@@ -101,6 +101,23 @@ class LoadEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class Described:
+    """What a plain request for this model needs was found out; or not, for this ``reason``."""
+
+    name: str
+    need: Need | None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAlive:
+    """Our request that sets a keep_alive was answered, or failed for this ``reason``."""
+
+    key: str
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ViewOutdated:
     """Something passed by us that may have changed what is resident (an unload request, an answered passthrough)."""
 
@@ -167,6 +184,8 @@ Event = (
     | ResidencyUnknown
     | EvictionAnswered
     | LoadEnded
+    | Described
+    | KeptAlive
     | ViewOutdated
     | ModelChanged
     | UpstreamIdentified

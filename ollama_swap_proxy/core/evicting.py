@@ -67,6 +67,8 @@ def _wait_unless_pointless(state: State, swap: Swap, now: float) -> None:
 def _victims(state: State, swap: Swap) -> list[Resident]:
     """Return who must still go: those expected at the start, and newcomers for a few rounds."""
     residents = state.residency.residents
+    if swap.unloads:
+        return [resident for key, resident in residents.items() if key == swap.target.key]
     # Who was evicted and is back was loaded by somebody else: a newcomer.
     swap.expected_victims -= {key for key in swap.evicted if key not in residents}
     victims = plans.in_the_way(state, swap)
@@ -90,6 +92,8 @@ def _victims(state: State, swap: Swap) -> list[Resident]:
 
 
 def _ask_to_unload(state: State, swap: Swap, victim: Resident, now: float) -> None:
+    if victim.key in state.keeping_alive:
+        return  # that request of ours would load it again if it came behind the unload; its answer comes, or its end
     if swap.victim is not None:
         state.forecast.note_unload_time(swap.victim, now - swap.first_asked_at)  # the one before is listed no more
     swap.victim, swap.first_asked_at, swap.refused, swap.eviction_text = victim.key, now, False, ""
@@ -108,6 +112,7 @@ def _ask_to_unload(state: State, swap: Swap, victim: Resident, now: float) -> No
 def _send_unload(state: State, swap: Swap, victim: Resident, now: float) -> None:
     swap.last_asked_at, swap.answered = now, False
     swap.evicted.add(victim.key)
+    state.residency.evicted_at[victim.key] = now
     state.out.append(commands.Evict(victim.key, victim.name))
     state.moved_at = now
     # No report asked for before this shows anything; the next is due when it is answered, or after a pause.
@@ -128,6 +133,9 @@ def _confirm(state: State, swap: Swap, now: float) -> None:
         swap.victim = None
     if swap.withdraws:
         steps.end(state, now, "did_not_fit", warning=True)
+        return
+    if swap.unloads:
+        steps.end(state, now, "unloaded")
         return
     if state.residency.may_be_tried(swap.target.key) or (state.residency.holds(swap.target) and not swap.undoes_spill):
         # Somebody else loaded it meanwhile: its first request shows with which options.

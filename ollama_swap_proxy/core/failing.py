@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from ollama_swap_proxy.core import commands, granting, plans, steps, waiting
+from ollama_swap_proxy.core import bounds, commands, granting, limits, plans, steps, waiting
 from ollama_swap_proxy.core.events import LoadFailure
 from ollama_swap_proxy.core.policy import RETRY_AFTER_S
 from ollama_swap_proxy.core.state import Pause, Phase, State, Swap, doubled
@@ -42,7 +42,8 @@ def unload_not_confirmed(state: State, swap: Swap, now: float) -> None:
 
 
 def _give_up(state: State, swap: Swap, keys: set[str], rejection: commands.Rejection, now: float) -> None:
-    told = state.reject_all(swap.target, rejection)
+    # Who came for a model that only we wanted gone has nothing to be told: it stays, and serves him.
+    told = 0 if swap.unloads else state.reject_all(swap.target, rejection)
     for key in sorted(keys):
         pause_s, failures = doubled(state.resisting.get(key), state.policy.cool_down_s, state.policy.cool_down_max_s)
         state.resisting[key] = Pause(now + pause_s, failures, rejection)
@@ -52,13 +53,14 @@ def _give_up(state: State, swap: Swap, keys: set[str], rejection: commands.Rejec
 
 def load_timed_out(state: State, swap: Swap, now: float) -> None:
     """End a load that was never answered."""
-    after = _seconds(state.policy.load_timeout_s)
+    after = _seconds(limits.load_timeout_s(state, swap.target.key))
     load_failed(state, swap, LoadFailure(504, f"the load was not answered within {after}"), now)
 
 
 def load_failed(state: State, swap: Swap, failure: LoadFailure, now: float) -> None:
     """Tell all who wait for a load how it failed; a passing failure is tried again instead."""
-    if failure.transient and now < (swap.first_load_at or now) + state.policy.load_timeout_s:
+    patience_s = limits.load_timeout_s(state, swap.target.key)
+    if failure.transient and now < (swap.first_load_at or now) + patience_s:
         if failure.status == 503:
             swap.not_before = now + RETRY_AFTER_S
             steps.enter(state, swap, Phase.SETTLING, now)
@@ -156,11 +158,14 @@ def _not_resident(name: str, waited_s: float | None = None) -> commands.Rejectio
 def expire_tickets(state: State, now: float) -> None:
     """Reject the tickets that waited too long, or for too long saw nothing move at all.
 
-    A load has its own bound, and so has a drain for those whom it is for (`drain_stuck`). That nothing moves counts
+    A load has its own bound, and so has a drain for those whom it is for (`drain_stuck`); a lease moves while it has
+    time for its first byte. That nothing moves counts
     neither while granting is paused, nor for whom only the operator can help: they wait for ``manual_wait_s``.
     """
     swap, policy = state.swap, state.policy
     hints = _Hints(state, now)
+    leases = state.leases if state.attentive else ()
+    moved_at = max([state.moved_at, *(bounds.excused_until(state, lease) for lease in leases)])
     for variant in state.line.variants():
         oldest = state.line.oldest(variant)
         by_operator = granting.awaits_operator(state, variant)
@@ -170,7 +175,7 @@ def expire_tickets(state: State, now: float) -> None:
         wait_s = _longest_wait_s(state, by_operator=by_operator)
         while oldest is not None:
             given_up_at = oldest.arrived_at + wait_s
-            stuck_at = max(oldest.arrived_at, state.moved_at) + policy.stuck_after_s
+            stuck_at = max(oldest.arrived_at, moved_at) + policy.stuck_after_s
             if now >= given_up_at:
                 state.reject(oldest, _outstayed(state, oldest, wait_s, now, hints, by_operator=by_operator))
             elif now >= stuck_at and not bounded:

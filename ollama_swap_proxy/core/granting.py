@@ -72,7 +72,7 @@ def _may_go(state: State, ticket: Ticket, now: float) -> bool:
     if variant.key in state.residency.leaving:
         since = max(ticket.arrived_at, state.residency.outdated_at, _last_grant_at(state, variant.key))
         return state.has_report_since(since, now)
-    return _view_serves(state, now)
+    return _view_serves(state, variant.key, now)
 
 
 def has_free_lease(state: State, variant: Variant) -> bool:
@@ -103,9 +103,11 @@ def most_leases(state: State, variant: Variant) -> int:
     return min(slots.LIMIT, int(SHORT_DRAIN_S / answer_s)) if answer_s > 0 else slots.LIMIT
 
 
-def _view_serves(state: State, now: float) -> bool:
+def _view_serves(state: State, key: str, now: float) -> bool:
     if state.has_fresh_view(now) or state.view_wanted_since is None:
         return True
+    if state.residency.is_disproved(key):
+        return False
     # The worst case of going by the last view is that Ollama loads the model by itself, as without us.
     patience_ends_at = state.view_wanted_since + STALE_VIEW_PATIENCE_S
     if now >= patience_ends_at:

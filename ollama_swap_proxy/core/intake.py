@@ -14,10 +14,12 @@ from ollama_swap_proxy.core import (
     evicting,
     failing,
     granting,
+    keepalive,
     loading,
     memory,
     modes,
     plans,
+    upkeep,
     waiting,
 )
 from ollama_swap_proxy.core.policy import (
@@ -30,7 +32,7 @@ from ollama_swap_proxy.core.policy import (
     VARIANTS_KEPT,
 )
 from ollama_swap_proxy.core.state import NEVER, Phase, State
-from ollama_swap_proxy.core.tickets import Lease, Report, Ticket, Variant
+from ollama_swap_proxy.core.tickets import Lease, Report, Resident, Ticket, Variant
 
 _STOPPING = commands.Rejection("stopping", 503, "the proxy is being stopped", retry_after_s=5)
 
@@ -54,12 +56,17 @@ def take_in(state: State, event: events.Event, now: float) -> None:  # noqa: C90
             evicting.answered(state, key, accepted=accepted, reason=reason, now=now)
         case events.LoadEnded(variant, failure):
             swap = state.swap
+            state.residency.note_load_ended(now)
             if swap is None or swap.phase is not Phase.LOADING or swap.target != variant:
-                state.residency.outdated_at = now
-            elif failure is None:
+                return
+            if failure is None:
                 loading.answered(state, swap, now)
             else:
                 failing.load_failed(state, swap, failure, now)
+        case events.Described():
+            upkeep.described(state, event, now)
+        case events.KeptAlive():
+            keepalive.answered(state, event)
         case events.ViewOutdated(reason):
             state.say("view_outdated", reason=reason)
             state.residency.outdated_at = now
@@ -164,6 +171,7 @@ def _progressed(state: State, ticket_id: int, at: float, stream_began_at: float 
     if lease is None:
         return
     lease.last_byte_at = max(at, lease.moved_at)
+    lease.cut_asked_at = None
     state.moved_at = max(state.moved_at, at)
     if stream_began_at is not None:
         state.slots.streamed(lease.ticket.variant.key, ticket_id, stream_began_at)
@@ -182,11 +190,12 @@ def released(state: State, event: events.Released, now: float) -> None:
     state.moved_at = now
     ticket = lease.ticket
     variant = ticket.variant
+    keepalive.ended(state, lease, now)
     state.gaps.ended(ticket.client, variant, now)
     state.forecast.note_answer(variant, now - lease.granted_at)
     state.slots.ended(variant.key, event.ticket_id, now, event.stream)
     if lease.loads:
-        state.residency.outdated_at = now
+        state.residency.note_load_ended(now)
         if state.swap is not None and state.swap.loader == event.ticket_id:
             # A request can fail for reasons of its own: whether the load failed is seen in the next report.
             state.swap.loader_failed = event.failed
@@ -196,6 +205,8 @@ def released(state: State, event: events.Released, now: float) -> None:
 
 def _observed(state: State, report: Report, now: float) -> None:
     first = state.residency.at == NEVER
+    if not report.residents and _all_should_last(state, report, now):
+        state.wish_for_pins()
     change = state.residency.take_in(report, now)
     if change is None:
         return
@@ -208,21 +219,36 @@ def _observed(state: State, report: Report, now: float) -> None:
     if state.unknown_reason is not None:
         state.say("residency_known", was=state.unknown_reason)
         state.unknown_reason = None
-    if change.found and state.mode == "manual":
-        state.moved_at = now  # it may be what somebody waited for
-    for resident in change.found:
-        ours = state.swap is not None and state.swap.target.key == resident.key
-        if first or not (ours or resident.key in state.leases.loaders):
-            how = "in bypass mode" if state.mode == "bypass" else "loaded by somebody else"
-            where = "at start" if first else how
-            state.say("resident_found", model=resident.name, vram_bytes=resident.size_vram_bytes, how=where)
+    _tell_found(state, change.found, now, first=first)
     for resident in change.gone:
         state.proofs.forget_unknown(resident.key)
         if state.swap is None or resident.key not in state.swap.evicted:
             state.say("resident_gone", model=resident.name, how="by itself")
         state.resisting.pop(resident.key, None)
+        state.keep_alive_due.pop(resident.key, None)
     _note_who_stays(state, report)
     state.spills_to_undo = {v for v in state.spills_to_undo if state.residency.holds(v)}
+
+
+def _tell_found(state: State, found: tuple[Resident, ...], now: float, *, first: bool) -> None:
+    if found and state.mode == "manual":
+        state.moved_at = now  # it may be what somebody waited for
+    for resident in found:
+        keepalive.found(state, resident.key, now)
+        ours = state.swap is not None and state.swap.target.key == resident.key
+        if first or not (ours or resident.key in state.leases.loaders):
+            how = "in bypass mode" if state.mode == "bypass" else "loaded by somebody else"
+            where = "at start" if first else how
+            state.say("resident_found", model=resident.name, vram_bytes=resident.size_vram_bytes, how=where)
+
+
+def _all_should_last(state: State, report: Report, now: float) -> bool:
+    """Say whether there are residents, and none of them should be gone yet: if all are, upstream was restarted."""
+    residency = state.residency
+    if state.swap is not None or report.asked_at < residency.asked_at or residency.outdated_at > residency.asked_at:
+        return False
+    lifetimes = [resident.expires_in_s or 0.0 for resident in residency.residents.values()]
+    return min(lifetimes, default=0.0) > now - residency.at
 
 
 def _note_who_stays(state: State, report: Report) -> None:
@@ -261,6 +287,7 @@ def _identified(state: State, version: str, *, ps_is_safe: bool) -> None:
 
 def _upstream_is_back(state: State) -> None:
     state.unreachable_since = None
+    state.wish_for_pins()
     state.cool_downs.clear()
     state.resisting.clear()
     state.vanishing.clear()

@@ -5,7 +5,7 @@ Owns the phases from the last confirmed eviction to the end of a swap that worke
 
 from __future__ import annotations
 
-from ollama_swap_proxy.core import bounds, commands, company, failing, granting, plans, steps
+from ollama_swap_proxy.core import bounds, commands, company, failing, granting, limits, plans, steps
 from ollama_swap_proxy.core.events import LoadFailure
 from ollama_swap_proxy.core.forecast import Spill
 from ollama_swap_proxy.core.policy import NEWCOMER_ROUNDS, VARIANTS_KEPT
@@ -68,7 +68,7 @@ def _start(state: State, swap: Swap, now: float) -> None:
         granting.give(state, head, now, loads=True)
         state.say("load_started", model=head.name, by=f"request {head.id}")
     elif recipe is not None:
-        state.out.append(commands.Load(swap.target, name, recipe, state.policy.load_timeout_s))
+        state.out.append(commands.Load(swap.target, name, recipe, limits.load_timeout_s(state, swap.target.key)))
         state.say("load_started", model=name, options=swap.target.options)
 
 

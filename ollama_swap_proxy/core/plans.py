@@ -10,7 +10,7 @@ from ollama_swap_proxy.core import variants
 from ollama_swap_proxy.core.policy import VARIANTS_KEPT
 from ollama_swap_proxy.core.proofs import UNKNOWN_OPTIONS
 from ollama_swap_proxy.core.state import Reload, State, Swap
-from ollama_swap_proxy.core.tickets import NO_TRAITS, Lease, Resident, Traits, Variant
+from ollama_swap_proxy.core.tickets import AS_FOR_ALL, NO_TRAITS, Lease, Resident, Traits, Variant
 from ollama_swap_proxy.core.together import Facts, Member, Reason, may_be_together
 from ollama_swap_proxy.core.victims import Impossible, Victims, choose_victims
 
@@ -152,6 +152,7 @@ def note_traits(state: State, key: str, traits: Traits) -> None:
     if state.traits.get(key, NO_TRAITS) == traits:
         return
     state.traits[key] = traits
+    state.attentive |= traits.upkeep != AS_FOR_ALL
     state.plans.clear()
     if len(state.traits) > VARIANTS_KEPT:
         state.traits = {known: each for known, each in state.traits.items() if known in state.residency.residents}

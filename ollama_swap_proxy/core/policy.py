@@ -23,6 +23,9 @@ UNLOAD_REPEAT_AFTER_S = 1.0
 RETRY_AFTER_S = 1.0
 """Pause before a call that failed for a passing reason (upstream's queue was full, no answer) is made again."""
 
+CUT_AGAIN_AFTER_S = 1.0
+"""A request that still runs so long after it should have been cut is cut again: it may just have been connecting."""
+
 UPSTREAM_GRACE_S = 5.0
 """Waiting tickets outlive an upstream that is away for less than this: a service restart takes about 1 to 2 s."""
 
@@ -76,6 +79,16 @@ VARIANTS_KEPT = 1024
 """A client may ask for any number of variants (num_ctx is a number) and leave: what is kept of them is bounded."""
 
 
+OVERRULED_AFTER_S = 0.25
+"""A request's own keep_alive counts from when Ollama takes the request up; a later one, so much after it was granted,
+overrules it."""
+
+NEED_FRESH_S = 1.0
+"""A model that nobody asks for is looked up again when we last did so longer ago: it may have been deleted since."""
+
+WISH_AGAIN_AFTER_S = 60.0
+"""A model that the operator wishes for and that could not be loaded is looked for again after so long."""
+
 Mode = Literal["auto", "manual", "bypass"]
 """auto: a model that is waited for is swapped in; manual: only the operator swaps; bypass: everything is relayed."""
 
@@ -96,6 +109,14 @@ class Policy:
     stuck_after_s: float = 600.0
     load_timeout_s: float = 600.0
     unload_timeout_s: float = 60.0
+    ttl_s: float = 0.0
+    keep_alive: float = 0.0
+    preloads: tuple[str, ...] = ()
+    home: str = ""
+    home_after_s: float = 300.0
+    drain_timeout_s: float = 0.0
+    first_byte_timeout_s: float = 0.0
+    idle_stream_timeout_s: float = 0.0
     cool_down_s: float = 10.0
     cool_down_max_s: float = 600.0
     ps_max_age_s: float = 1.0

@@ -37,11 +37,17 @@ class Residency:
     residents: dict[str, Resident] = field(default_factory=dict)
     options: dict[str, str] = field(default_factory=dict)
     options_since: dict[str, float] = field(default_factory=dict)
+    seen_since: dict[str, float] = field(default_factory=dict)
+    """By key: when a resident was first listed, this time."""
     leaving: set[str] = field(default_factory=set)
     known: bool = False
     asked_at: float = float("-inf")
     at: float = float("-inf")
     outdated_at: float = float("-inf")
+    load_ended_at: float = float("-inf")
+    """When a load that was asked for last ended, in whatever way."""
+    evicted_at: dict[str, float] = field(default_factory=dict)
+    """By key, when it was last asked to unload: those of whom no report asked for since then has come."""
     first_expiry_at: float = float("inf")
     vram_freed_at: float = float("-inf")
     vram_freed_bytes: int = 0
@@ -64,6 +70,7 @@ class Residency:
         self.freed_at = {key: at for key, at in self.freed_at.items() if now - at <= FREED_KEPT_S}
         taken = frozenset((*listed, *self.freed_at))
         self.loaded_beside |= {resident.key: taken - {resident.key} for resident in found}
+        self.seen_since = {key: self.seen_since.get(key, now) for key in listed}
         for resident in gone:
             self.leaving.discard(resident.key)
             self.loaded_anew.discard(resident.key)
@@ -73,12 +80,26 @@ class Residency:
                 self.vram_freed_bytes += resident.size_vram_bytes
         for key in [key for key, since in self.options_since.items() if key not in listed and since <= report.asked_at]:
             del self.options[key], self.options_since[key]
+        self.evicted_at = {key: at for key, at in self.evicted_at.items() if at > report.asked_at}
         self.residents = listed
         self.known, self.asked_at, self.at = True, report.asked_at, now
         lifetimes = [r.expires_in_s for r in listed.values() if r.expires_in_s is not None and r.expires_in_s > 0]
         self.first_expiry_at = now + max(POLL_S, min(lifetimes, default=float("inf")))
         self.largest_vram_bytes = max(self.largest_vram_bytes, sum(r.size_vram_bytes for r in listed.values()))
         return Change(found, gone)
+
+    def note_load_ended(self, now: float) -> None:
+        """Doubt who is resident until a report is asked for that shows what a load has left."""
+        self.outdated_at = self.load_ended_at = now
+
+    def is_disproved(self, key: str) -> bool:
+        """Say whether a load or an unload of ours came behind the report, so that it does not show who may be used.
+
+        Ollama may have made room for a load by itself. Of an unload only the model itself is in doubt; and all, where a
+        request may load it again with other options.
+        """
+        evicted = self.evicted_at
+        return self.asked_at < self.load_ended_at or (bool(evicted) and (key in evicted or key not in self.options))
 
     def learn_options(self, variant: Variant, since: float) -> None:
         """Note with which options a model is resident; reports asked for before ``since`` do not know of it yet."""

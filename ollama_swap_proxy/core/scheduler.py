@@ -16,13 +16,16 @@ from math import inf
 
 from ollama_swap_proxy.core import (
     commands,
+    cutting,
     events,
     failing,
     granting,
     intake,
+    keepalive,
     memory,
     plans,
     swapping,
+    upkeep,
     waiting,
     warm,
 )
@@ -96,11 +99,15 @@ class Scheduler:
 
     def _advance(self, now: float) -> None:
         self._decide(now)
+        if self._state.attentive:
+            cutting.cut_overdue(self._state, now)
+            keepalive.set_due(self._state, now)
         failing.expire_impatient(self._state, now)
 
     def _decide(self, now: float) -> None:
         state = self._state
-        if state.swap is None and not state.line.tickets and not state.spills_to_undo and not state.pins_to_restore:
+        nobody_waits = state.swap is None and not state.line.tickets
+        if nobody_waits and not state.spills_to_undo and not state.pins_to_restore and not state.attentive:
             self._observe_periodically(now)  # the usual end of a warm request: nobody waits, nothing is to be done
             return
         failing.expire_tickets(state, now)
@@ -132,7 +139,7 @@ class Scheduler:
         if state.stopping:
             return False
         if target is None:
-            return self._undo_spill_if_idle(now)
+            return self._undo_spill_if_idle(now) or (state.attentive and upkeep.begin_if_due(state, now))
         ending = granting.turn_ending(state, target)
         if now < ending.at:
             state.wake(ending.at)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ollama_swap_proxy.core import bounds, granting, plans, waiting
+from ollama_swap_proxy.core import bounds, granting, plans, upkeep, waiting
 from ollama_swap_proxy.core.policy import Mode
 from ollama_swap_proxy.core.state import NEVER, State
 from ollama_swap_proxy.core.tickets import Ticket, Variant
@@ -19,7 +19,9 @@ from ollama_swap_proxy.core.turns import End
 
 @dataclass(frozen=True, slots=True)
 class ResidentSeen:
-    """A resident model; ``options`` is None where its runner options are unknown. Sizes in bytes."""
+    """A resident model; ``options`` is None where its runner options are unknown. Sizes in bytes. ``ttl_left_s``: until
+    we unload it if nobody asks for it; None: it has no time to live, or is in use.
+    """
 
     key: str
     name: str
@@ -33,6 +35,7 @@ class ResidentSeen:
     leases_most: int
     leaving: bool
     expires_in_s: float | None
+    ttl_left_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,8 @@ class ResistingSeen:
 class Snapshot:
     """All of it. ``report_age_s`` is None before the first report; ``unknown`` says why residency is unknown now.
 
+    ``preloads``: pinned models that are yet to be loaded since our start or upstream's. ``home_in_s``: until the card
+    goes back to the ``home`` model if nothing moves before; None: it is there, or is kept from it.
     ``forecast_error``: `accuracy.Accuracy.median_error`.
     ``mode_for_s``: since when the mode is what it is. ``paused_for_s``: None while nothing is paused.
     """
@@ -161,6 +166,9 @@ class Snapshot:
     settle_s: float
     swaps_begun: int
     turn: TurnSeen
+    preloads: tuple[str, ...]
+    home: str | None
+    home_in_s: float | None
     forecast_error: float | None
     mode: Mode
     mode_for_s: float
@@ -190,6 +198,7 @@ def take(state: State, now: float) -> Snapshot:
             leases_most=granting.most_leases(state, Variant(resident.key, residency.options.get(resident.key, ""))),
             leaving=resident.key in residency.leaving,
             expires_in_s=resident.expires_in_s,
+            ttl_left_s=_left_s(upkeep.lives_until(state, resident.key), now),
         )
         for resident in residency.residents.values()
     )
@@ -226,12 +235,19 @@ def take(state: State, now: float) -> Snapshot:
         settle_s=state.forecast.settle_usual_s,
         swaps_begun=state.swaps_begun,
         turn=_turn(state, now),
+        preloads=tuple(state.preloads),
+        home=state.policy.home or None,
+        home_in_s=_left_s(upkeep.home_due_at(state), now),
         forecast_error=None if (error := state.accuracy.median_error) is None else round(error, 3),
         mode=state.mode,
         mode_for_s=round(now - state.mode_since, 3),
         paused_for_s=None if state.paused_at is None else round(now - state.paused_at, 3),
         stopping=state.stopping,
     )
+
+
+def _left_s(until: float | None, now: float) -> float | None:
+    return None if until is None else round(max(0.0, until - now), 3)
 
 
 def _lines(state: State, now: float) -> tuple[LineSeen, ...]:

@@ -19,7 +19,7 @@ from ollama_swap_proxy.core.policy import VARIANTS_KEPT, Mode, Policy
 from ollama_swap_proxy.core.proofs import Proofs
 from ollama_swap_proxy.core.residency import Residency
 from ollama_swap_proxy.core.slots import Slots
-from ollama_swap_proxy.core.tickets import LoadRecipe, Ticket, Traits, Variant
+from ollama_swap_proxy.core.tickets import LoadRecipe, Need, Ticket, Traits, Variant
 from ollama_swap_proxy.core.turns import Turn
 from ollama_swap_proxy.core.victims import Impossible, Victims
 
@@ -100,8 +100,12 @@ class Swap:
     """Whether it is the set's own fault if it does not fit: not where one of it outlived a model or had spilled."""
     unasked: bool = False
     """It restores a pinned model: nobody need wait for it."""
+    wished: bool = False
+    """The operator wishes for its target, and nobody waits; whoever comes for another model takes it over."""
     withdraws: bool = False
     """The target did not fit beside a pin, and goes again."""
+    unloads: bool = False
+    """It only unloads its target, for which nobody waited, and loads nothing; all others go on being served."""
     newcomer_rounds: int = 0
     settled_for_s: float = 0.0
     not_before: float = NEVER
@@ -126,7 +130,8 @@ class Swap:
     @property
     def goes_on_by_itself(self) -> bool:
         """Say whether it goes on though nobody waits for its target."""
-        return (self.undoes_spill and self.in_aid_of is None) or self.unasked
+        undoes = self.undoes_spill and self.in_aid_of is None
+        return undoes or self.unasked or self.unloads or self.wished
 
     @property
     def admits_companions(self) -> bool:
@@ -141,6 +146,23 @@ class Pause:
     until: float
     failures: int
     rejection: commands.Rejection
+
+
+@dataclass(slots=True)
+class Wish:
+    """A model that the operator wants on the card though nobody asks for it, by the name that he gave it.
+
+    ``need`` is what Ollama said of it at ``described_at``; ``asked_at`` is when that was last asked for, ``tried_at``
+    when its load was last begun. It is left alone until ``again_at``; ``told`` is the reason that was logged last.
+    """
+
+    name: str
+    need: Need | None = None
+    described_at: float = NEVER
+    asked_at: float = NEVER
+    tried_at: float = NEVER
+    again_at: float = NEVER
+    told: str = ""
 
 
 @dataclass(slots=True)
@@ -194,17 +216,38 @@ class State:
     paused_at: float | None = None
     ordinary: bool = True
     """Whether granting goes its usual way: not stopping, not paused, not bypassed."""
+    preloads: dict[str, Wish] = field(default_factory=dict)
+    """Pinned models that are yet to be loaded since our start, or upstream's."""
+    keep_alive_due: dict[str, float] = field(default_factory=dict)
+    """By key, from when on the operator's keep_alive is to be set anew."""
+    keeping_alive: set[str] = field(default_factory=set)
+    """Keys for which such a request is under way: they are not evicted meanwhile."""
+    home: Wish | None = field(init=False)
+    """The model that the card goes back to when nobody needs another."""
+    attentive: bool = False
+    """Whether the operator set anything that `upkeep` sees to: then it looks at every event."""
     out: list[commands.Command] = field(default_factory=list)
     wake_at: float = float("inf")
 
     def __post_init__(self) -> None:
         self.slots = Slots(self.policy.parallel or None)
         self.mode = self.policy.mode
+        policy = self.policy
+        timeouts = policy.drain_timeout_s, policy.first_byte_timeout_s, policy.idle_stream_timeout_s
+        self.attentive = bool(policy.ttl_s or policy.preloads or policy.home or policy.keep_alive) or any(timeouts)
+        self.home = Wish(policy.home) if policy.home else None
+        self.wish_for_pins()
         self.note_ordinary()
 
     def note_ordinary(self) -> None:
         """Take note of a change of mode, of a pause, or of a stop: one flag for all three is asked for each request."""
         self.ordinary = not self.stopping and self.paused_at is None and self.mode != "bypass"
+
+    def wish_for_pins(self) -> None:
+        """Have the pinned models loaded that are to be: we have started, or upstream has."""
+        self.preloads = {name: self.preloads.get(name, Wish(name)) for name in self.policy.preloads}
+        for wish in self.preloads.values():
+            wish.again_at = NEVER
 
     def imagined(self, ticket: Ticket) -> State:
         """Return a state that knows of this ticket's model what the ticket says; asking it leaves this one alone.
@@ -266,16 +309,19 @@ class State:
 
     def remember_recipe(self, ticket: Ticket) -> None:
         """Keep how to load a variant for when its askers have left; of variants nobody uses only so many."""
-        if ticket.recipe is None:
-            return
-        if len(self.recipes) >= VARIANTS_KEPT and ticket.variant not in self.recipes:
+        if ticket.recipe is not None:
+            self.keep_recipe(ticket.variant, ticket.name, ticket.recipe)
+
+    def keep_recipe(self, variant: Variant, name: str, recipe: LoadRecipe) -> None:
+        """Keep how to load a variant."""
+        if len(self.recipes) >= VARIANTS_KEPT and variant not in self.recipes:
             target = self.swap.target if self.swap is not None else None
             self.recipes = {
-                variant: recipe
-                for variant, recipe in self.recipes.items()
-                if variant == target or self.line.awaits(variant) or self.residency.holds(variant)
+                known: how
+                for known, how in self.recipes.items()
+                if known == target or self.line.awaits(known) or self.residency.holds(known)
             }
-        self.recipes[ticket.variant] = (ticket.name, ticket.recipe)
+        self.recipes[variant] = (name, recipe)
 
     def remember_cool_down(self, variant: Variant, pause: Pause, now: float) -> None:
         """Leave a variant alone; where that becomes too much, forget pauses that are over, else the first to end."""

@@ -73,7 +73,7 @@ def is_asked_for(state: State, swap: Swap, now: float, *, goes_on_by_itself: boo
         state.say("swap_retargeted", target=other.name, instead_of=swap.name)
         plans.aim(state, swap, other.variant)
         swap.name, swap.reason, swap.asker_left_at = other.name, "request", None
-        swap.undoes_spill = swap.withdraws = False
+        swap.undoes_spill = swap.withdraws = swap.wished = swap.unloads = False
         swap.in_aid_of = None
         say_reload(state, swap)
         if swap.phase is not Phase.DRAINING:

@@ -21,19 +21,23 @@ def begin(state: State, target: Variant, name: str, reason: str, now: float, *, 
 
 
 def begin_for_request(state: State, asker: Ticket, now: float, *, turn_ended: str) -> None:
-    """Decide a swap that a ticket waits for: to its model, or first to a resident that is to be loaded anew for it.
+    """Decide a swap that a ticket waits for."""
+    begin_towards(state, asker.variant, asker.name, "request", now, turn_ended=turn_ended)
 
-    All that must go for its model go for that one, too; its own swap follows.
+
+def begin_towards(state: State, target: Variant, name: str, reason: str, now: float, *, turn_ended: str = "") -> Swap:
+    """Decide a swap to a target, or first to a resident that is to be loaded anew for it.
+
+    All that must go for the target go for that one, too; its own swap follows.
     """
-    target = asker.variant
     resident = plans.first_anew(state, target)
     if resident is None:
-        begin(state, target, asker.name, "request", now, turn_ended=turn_ended)
-        return
-    name, _ = state.recipes[resident]
-    swap = Swap(state.swaps_begun + 1, resident, name, "companion", decided_at=now, phase_since=now)
+        return begin(state, target, name, reason, now, turn_ended=turn_ended)
+    resident_name, _ = state.recipes[resident]
+    swap = Swap(state.swaps_begun + 1, resident, resident_name, "companion", decided_at=now, phase_since=now)
     plans.aim_in_aid_of(state, swap, target)
     _begin(state, swap, turn_ended)
+    return swap
 
 
 def _begin(state: State, swap: Swap, turn_ended: str) -> None:
@@ -57,6 +61,19 @@ def _begin(state: State, swap: Swap, turn_ended: str) -> None:
     blocking = plans.blocking(state, swap)
     if blocking:
         state.say("drain_started", waits_for=[lease.ticket.id for lease in blocking])
+
+
+def begin_unloading(state: State, key: str, reason: str, now: float) -> Swap:
+    """Decide to unload a resident that nobody uses or awaits, and to load nothing; all others go on being served."""
+    residents = state.residency.residents
+    (target,) = plans.members(state, frozenset({key}))
+    state.swaps_begun += 1
+    swap = Swap(state.swaps_begun, target, residents[key].name, reason, decided_at=now, phase_since=now, unloads=True)
+    swap.expected_victims, swap.staying = frozenset({key}), frozenset(residents) - {key}
+    state.swap = swap
+    state.moved_at = now
+    state.say("unload_decided", model=swap.name, reason=reason)
+    return swap
 
 
 def begin_undoing_spill(state: State, target: Variant, now: float) -> None:

@@ -38,6 +38,21 @@ class LoadRecipe:
     body: bytes
 
 
+class Upkeep(NamedTuple):
+    """What the operator set for one model alone, in seconds; None: as for all models (`policy.Policy`)."""
+
+    ttl_s: float | None = None
+    drain_timeout_s: float | None = None
+    unload_timeout_s: float | None = None
+    load_timeout_s: float | None = None
+    first_byte_timeout_s: float | None = None
+    idle_stream_timeout_s: float | None = None
+    keep_alive: float | None = None
+
+
+AS_FOR_ALL = Upkeep()
+
+
 class Traits(NamedTuple):
     """What is known of a model whatever runs: from the catalog (``embedder``: it can only embed) and the operator.
 
@@ -48,9 +63,22 @@ class Traits(NamedTuple):
     pinned: bool = False
     priority: int = 0
     groups: frozenset[str] = frozenset()
+    upkeep: Upkeep = AS_FOR_ALL
 
 
 NO_TRAITS = Traits()
+
+
+class Need(NamedTuple):
+    """What a request for a model needs: which variant, and the empty request by which we could load it.
+
+    ``name`` is as on disk. ``recipe`` is None where no empty request can load it.
+    """
+
+    name: str
+    variant: Variant
+    recipe: LoadRecipe | None
+    traits: Traits
 
 
 @dataclass(slots=True)
@@ -74,6 +102,8 @@ class Ticket:
     patience_s: float | None = None
     """How long it would wait, where the client said so: less than ``give_up_after_s``. 0: not at all."""
     traits: Traits = NO_TRAITS
+    sets_keep_alive: bool = False
+    """The request carries a keep_alive of its own, which Ollama keeps on the runner."""
 
 
 @dataclass(slots=True)
@@ -85,6 +115,10 @@ class Lease:
     last_byte_at: float | None = None
     loads: bool = False
     """True while this request is the one that makes Ollama load the model."""
+    cut_asked_at: float | None = None
+    """When it was last asked for that its request be cut."""
+    overruled: bool = False
+    """Its own keep_alive, a short one, has been overruled while it ran."""
     relayed: bool = False
     """It runs or ran in bypass mode: nobody knows which runner serves it, so no swap goes on beside it."""
 

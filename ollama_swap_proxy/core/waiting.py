@@ -178,6 +178,9 @@ def _play_present(play: _Play) -> None:
     if swap is not None:
         for variant in [variant for variant in play.lines if granting.serves(state, variant)]:
             play.serve(variant, now, inf, _leases_of(state, variant))
+        if swap.unloads:
+            play.at = now + state.forecast.unload_takes_s(swap.target.key)
+            return
         loaded_at = _loaded_at(state, swap, now)
         _begin_turn(play, swap.target, loaded_at)
         return

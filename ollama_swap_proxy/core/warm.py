@@ -14,6 +14,8 @@ from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
 
 def took(state: State, event: events.Event, now: float) -> bool:
     """Take an event in and grant what it lets go; or return False, with nothing done."""
+    if state.attentive:
+        return False
     if isinstance(event, events.Arrived):
         return _took_arrival(state, event.ticket, now)
     return isinstance(event, events.Released) and _took_release(state, event, now)

@@ -66,6 +66,18 @@ def conflicts(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:
         if max_wait_s >= settings.give_up_after_s:
             reason = f"{value_text(max_wait_s)} must be below give_up_after_s ({value_text(settings.give_up_after_s)})"
             yield f"{_label(place, origins)}: {reason}, where requests are turned away"
+    yield from _about_pins(settings, origins)
+
+
+def _about_pins(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:
+    if settings.preload_pinned and not settings.preloads:
+        yield f"{_label(('preload_pinned',), origins)}: no model is pinned; write pinned = true into its [models] table"
+    for name, table in settings.models.items():
+        place = ("models", name, "ttl_s")
+        if table.pinned and table.ttl_s:
+            yield f"{_label(place, origins)}: a pinned model stays: take out ttl_s, or pinned"
+        elif name == settings.home and table.ttl_s:
+            yield f"{_label(place, origins)}: the home model stays: take out ttl_s, or home"
 
 
 def _header_conflicts(settings: Settings, origins: Mapping[str, str]) -> Iterator[str]:

@@ -27,7 +27,9 @@ from ollama_swap_proxy.settings.values import (
     HeaderName,
     Hosts,
     Interval,
+    KeepAlive,
     Listen,
+    ModelOrNone,
     Networks,
     Seconds,
     SecondsOrZero,
@@ -148,6 +150,25 @@ class Settings(BaseModel):
     answered 504. Real unloads take 1 to 6 s. A model that others loaded may be busy with requests that we cannot
     see: it gets stuck_after_s where that is longer."""
 
+    drain_timeout_s: SecondsOrZero = 0
+    """How long a model that must make room waits for its running requests; then they are cut, or answered 503
+    drain_timeout where no byte of their answer has come. 0: for ever, so that no running answer is ever lost (but see
+    stuck_after_s)."""
+
+    first_byte_timeout_s: SecondsOrZero = 0
+    """How long Ollama may take to send the first byte of an answer, once the request has its lease; then we close its
+    connection, and the request is answered 504 upstream_timeout. An answer that is not streamed sends its first byte
+    at its end; a load has load_timeout_s. 0: for ever, because long prompts and long answers take their time."""
+
+    idle_stream_timeout_s: SecondsOrZero = 0
+    """How long an answer may pause in its midst, be it because of Ollama or because its client does not read; then it
+    is cut on both sides. 0: for ever, as without us."""
+
+    ttl_s: SecondsOrZero = 0
+    """How long a model may be idle before it is unloaded by us, to free its memory: since its last request through us
+    ended, or since it was first seen (requests that go past us are not seen). In manual mode too, but not while paused.
+    0: never, because Ollama has a timer of its own (keep_alive, 5 min), which ends sooner where it is shorter."""
+
     cool_down_s: SecondsOrZero = 10
     """After a failed swap the same one is not tried for so long, doubling with each failure. 0: tried again at once."""
 
@@ -163,6 +184,26 @@ class Settings(BaseModel):
     companions: Literal["embedders", "none"] = "embedders"
     """Who may stay beside the model that generates, with residency = "exclusive". embedders: models that can only
     embed, once that is proven. none: nobody, the strict form."""
+
+    keep_alive: KeepAlive = 0
+    """How long Ollama keeps a model after its last request, whatever keep_alive clients send: seconds, a text as "30m",
+    or -1 for ever. Their requests reach Ollama as sent; it is set anew by an empty request of ours, behind each that
+    carries one. One below 1 s is overruled while its request runs, if that takes longer than 0.25 s; a request to
+    unload (ollama stop) is obeyed. 0: what clients send counts, as without us."""
+
+    preload_pinned: bool = False
+    """true: pinned models are loaded by us at our start, and when Ollama was restarted, as soon as nobody waits and
+    nothing runs; an idle model makes room for them if it must. In auto mode only. false: their first request loads
+    them, as without us. Ollama's own timer (keep_alive) unloads pinned models, too."""
+
+    home: ModelOrNone = ""
+    """The model that the card goes back to when nobody needs another, by its name. Idle models make room for it if they
+    must; it has no time to live. In auto mode only, not while paused. Ollama's own timer (keep_alive) unloads it, too:
+    then it is loaded again. Empty: none, what was used last stays."""
+
+    home_after_s: SecondsOrZero = 300
+    """How long nothing may have moved before that: no request, no load, nothing new in /api/ps. 0: at once, when the
+    last request has ended. As long as Ollama's own timer, so that who comes back soon finds his model."""
 
     vram_budget_bytes: Bytes = ByteSize(0)
     """The GPU memory that all models together may take: sets whose measured sizes exceed it are not even tried. 0:
@@ -190,8 +231,8 @@ class Settings(BaseModel):
 
     connect_timeout_s: Seconds = 5
     """How long connecting to Ollama may take; then the request is answered 502. Once it is sent, nothing of ours
-    limits its time; while it waits for its model, give_up_after_s, stuck_after_s, load_timeout_s and
-    unload_timeout_s do."""
+    limits its time but first_byte_timeout_s, idle_stream_timeout_s and drain_timeout_s, where they are set; while it
+    waits for its model, give_up_after_s, stuck_after_s, load_timeout_s and unload_timeout_s do."""
 
     body_limit_bytes: Bytes = ByteSize(1024**3)
     """The largest body of a request on a gated route; a larger one is answered 413. 0: no limit. Uploads
@@ -235,6 +276,11 @@ class Settings(BaseModel):
     def state_path(self) -> Path | None:
         """The state file, or None: no file. ``auto`` is none either: `config` has put a path in its place, or not."""
         return None if self.state_file in {AUTO_STATE_FILE, NO_STATE_FILE} else Path(self.state_file)
+
+    @property
+    def preloads(self) -> tuple[str, ...]:
+        """The models that are loaded by us at the start."""
+        return tuple(name for name, table in self.models.items() if table.pinned) if self.preload_pinned else ()
 
     def policy(self) -> Policy:
         """Return the numbers that the scheduler decides by."""

@@ -19,10 +19,12 @@ from ollama_swap_proxy.settings.values import (
     Globs,
     Groups,
     HeaderGlobs,
+    KeepAlive,
     KeyHashes,
     ModelGlobs,
     PathGlobs,
     Rank,
+    Seconds,
     SecondsOrZero,
     model_name,
 )
@@ -112,6 +114,28 @@ class ModelTable(_Table):
     largest of them need, and no less than Ollama's own default on this card, which it would lower. It holds under this
     name of the model only. /v1 cannot name a num_ctx: where clients use both, give the model itself PARAMETER num_ctx,
     too. 0: every body stays as it was sent."""
+
+    ttl_s: SecondsOrZero | None = None
+    """As ttl_s above, for this model. 0: never. A pinned model has none. Of several names of one model the longest
+    counts, here and below."""
+
+    keep_alive: KeepAlive | None = None
+    """As keep_alive above, for this model. 0: what clients send counts."""
+
+    drain_timeout_s: SecondsOrZero | None = None
+    """As drain_timeout_s above, for requests that run on this model. 0: for ever."""
+
+    unload_timeout_s: Seconds | None = None
+    """As unload_timeout_s above, for this model."""
+
+    load_timeout_s: Seconds | None = None
+    """As load_timeout_s above, for this model."""
+
+    first_byte_timeout_s: SecondsOrZero | None = None
+    """As first_byte_timeout_s above, for this model. 0: for ever."""
+
+    idle_stream_timeout_s: SecondsOrZero | None = None
+    """As idle_stream_timeout_s above, for this model. 0: for ever."""
 
 
 BUILT_IN_CLASSES: Mapping[str, Mapping[str, float]] = {

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, ByteSize, Field
 from yarl import URL
 
 from ollama_swap_proxy.addresses import Address, parse_address, parse_upstream
-from ollama_swap_proxy.core import endpoints, names
+from ollama_swap_proxy.core import durations, endpoints, names
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -203,6 +203,24 @@ def model_name(value: object) -> str:
     raise ValueError(f"must be the name of a model; got {shown(value)}: {reason}")
 
 
+def _read_keep_alive(value: object) -> float:
+    try:
+        if isinstance(value, str) and not value.strip("+-0123456789."):
+            value = float(value)  # from the environment, where there are no numbers
+        seconds = durations.parse_keep_alive_ns(value) / 1e9
+    except ValueError:
+        raise ValueError(f'must be seconds, a text as "30m", or -1 for ever; got {shown(value)}') from None
+    if 0 < seconds < 1:
+        raise ValueError(f"must be 1 s or more, -1 for ever, or 0 for clients' own; got {shown(value)}")
+    if seconds >= durations.FOREVER_NS / 1e9 or seconds < 0:
+        return -1.0
+    return seconds
+
+
+def _read_model_or_none(value: object) -> str:
+    return "" if value == "" else model_name(value)
+
+
 def _items(value: object, what: str) -> Iterable[str]:
     items = value.split(",") if isinstance(value, str) else value
     if not isinstance(items, list | tuple):
@@ -238,6 +256,8 @@ SecondsOrZero = Annotated[float, _NoBool, Field(ge=0, allow_inf_nan=False)]
 Interval = Annotated[float, _NoBool, Field(ge=0.1, allow_inf_nan=False)]
 Bytes = Annotated[ByteSize, _NoBool, Field(ge=0, le=2**63 - 1)]  # as large as TOML's own numbers
 StateFilePath = Annotated[str, BeforeValidator(_read_state_file)]
+KeepAlive = Annotated[float, BeforeValidator(_read_keep_alive)]
+ModelOrNone = Annotated[str, BeforeValidator(_read_model_or_none)]
 HeaderName = Annotated[str, BeforeValidator(_read_header_name)]
 ClassName = Annotated[str, BeforeValidator(_read_class_name)]
 

@@ -28,6 +28,8 @@ TAGS_TIMEOUT_S = 5.0
 SHOW_TIMEOUT_S = 10.0
 """The first /api/show of a model reads its metadata from the disk."""
 VERSION_TIMEOUT_S = 2.0
+KEEP_ALIVE_TIMEOUT_S = 5.0
+"""The runner is there, so that the answer takes milliseconds; an eviction waits for it."""
 UNLOAD_TIMEOUT_S = 10.0
 """The answer normally takes milliseconds (once 297 ms were seen); for MLX it waits until a load under way has ended."""
 
@@ -162,6 +164,13 @@ class Control:
                 return LoadFailure(504, f"Ollama did not finish loading within {timeout_s:g} s")
             return LoadFailure(502, error.text, transient=error.is_away)
         return LoadFailure(502, "Ollama answered an empty request, but not that the model is loaded")
+
+    async def keep_alive(self, recipe: LoadRecipe, keep_alive: float) -> None:
+        """Set the keep_alive of a runner, in seconds (negative: for ever), by the empty request that would load it."""
+        payload = _json({**json.loads(recipe.body), "keep_alive": keep_alive})
+        status, body = await self._call("POST", recipe.path, KEEP_ALIVE_TIMEOUT_S, payload)
+        if status != 200:
+            raise ControlError("status", answers.error_text(body), status)
 
     async def _answer(self, method: str, path: str, timeout_s: float) -> bytes:
         status, body = await self._call(method, path, timeout_s)

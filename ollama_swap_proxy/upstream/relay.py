@@ -19,6 +19,7 @@ from ollama_swap_proxy.listener.content import Content
 from ollama_swap_proxy.listener.request import HTTP_11, ClientRequest
 from ollama_swap_proxy.prompt import Prompt
 from ollama_swap_proxy.upstream.connection import UpstreamConnection, UpstreamFailed
+from ollama_swap_proxy.upstream.exchange import Exchange
 from ollama_swap_proxy.upstream.heads import CLOSING, NOT_BUFFERED, AnswerHead, request_head, with_length, with_lines
 from ollama_swap_proxy.upstream.pool import UpstreamPool
 
@@ -41,28 +42,6 @@ class KeptBody(Protocol):
 
     def chunks(self, size: int, /) -> AsyncIterator[bytes]:
         """Give the bytes, at most ``size`` at a time."""
-
-
-class Exchange:
-    """What the log line and the gate want to know of one relayed request. Times are the loop's seconds.
-
-    What a request begins with is said once, by the class: to make one costs nothing.
-
-    ``request_bytes`` and ``response_bytes`` are body bytes without framing; ``response_bytes`` is final only at the
-    end. ``first_byte_at`` is when the final answer's head came (Ollama sends none before its first token).
-    ``own_lines`` are header lines of ours that the answer gets. ``resized``: the body is not as long as its head says.
-    """
-
-    request_bytes: int = 0
-    response_bytes: int = 0
-    status: int = 0
-    first_byte_at: float | None = None
-    last_byte_at: float | None = None
-    upstream_reused: bool = False
-    streamed: bool = False
-    cut: bool = False
-    own_lines: bytes = b""
-    resized: bool = False
 
 
 class Relay:
@@ -101,6 +80,7 @@ class Relay:
             record.upstream_reused = reused is not None
             connection = reused or await self._connect()
             crossing = _Crossing(self._loop, connection, request, record, on_response_head, unbuffered=unbuffered)
+            record.crossing = crossing
             try:
                 crossing.begin(head, source)
                 if (failure := await crossing.done) is not None:
@@ -117,6 +97,7 @@ class Relay:
                 connection.abort()
                 raise
             finally:
+                record.crossing = None
                 if (unfinished := crossing.end()) is not None:
                     connection.abort()  # now: a cancel may come while we wait
                     await asyncio.wait({unfinished})
@@ -226,6 +207,14 @@ class _Crossing:
         if unread and b"expect" in self._message.fields:
             persistent = False  # a final answer instead of 100 Continue: whether the body still comes is unknowable
         return Relayed(persistent=persistent, unread=unread)
+
+    def cut_off(self, error: ProxyError) -> None:
+        """End it, if the answer is not complete; see `Exchange.cut_off`."""
+        if self._record.first_byte_at is None:
+            self.done.tell(error)
+        elif not self.done.done():
+            self._record.cut_code = error.code
+            self.done.tell(UpstreamFailed(error.message))
 
     # --- the request's body ---
 

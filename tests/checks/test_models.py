@@ -155,3 +155,16 @@ def test_a_maximum_wait_shorter_than_the_slowest_learned_swap() -> None:
 def test_a_maximum_wait_shorter_than_any_swap_before_one_was_seen() -> None:
     (said,) = _said(_settings(max_wait_s=4))
     assert said.startswith("max_wait_s: 4 cannot be kept for class normal: a swap may take 5 s (a guess")
+
+
+def test_a_home_model_that_is_not_there_or_never_has_room() -> None:
+    assert named_models(_settings(home="h")) == ["h:latest"]
+    (said,) = _said(_settings(home="h"), _found(a=1))
+    assert said.startswith("home: Ollama has no model h:latest")
+    pinned_out = _settings(home="h", models={"a": PIN}, vram_budget_bytes="8 GiB")
+    assert _said(pinned_out, _found(a=6, h=4))[-1].startswith(
+        "home: h:latest (4096 MiB) cannot be loaded while a:latest"
+    )
+    assert _said(pinned_out, _found(a=6, h=1)) == []
+    assert _said(_settings(home="h", models={"e": PIN}), _found(embedder="e", e=1, h=1)) == []
+    assert _said(_settings(home="h"), _found(a=1, h=1)) == []

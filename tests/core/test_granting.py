@@ -6,7 +6,7 @@ import pytest
 
 from ollama_swap_proxy.core import commands, granting
 from ollama_swap_proxy.core.classes import TicketClass
-from ollama_swap_proxy.core.events import Abandoned, ViewOutdated
+from ollama_swap_proxy.core.events import Abandoned, EvictionAnswered, ViewOutdated
 from ollama_swap_proxy.core.policy import Policy
 from ollama_swap_proxy.core.tickets import Lease, Ticket, Variant
 from tests.core.desk import Desk
@@ -266,3 +266,61 @@ def test_a_setting_and_long_answers_keep_the_number_as_it_is():
         desk.report("a")
         asked = [desk.arrive("a") for _ in range(20)]
         assert len(set(asked) & set(desk.granted())) == most
+
+
+def _loading_beside(policy: Policy) -> Desk:
+    """Return a desk on which the embedder ``e`` is being loaded beside ``a``."""
+    desk = Desk(policy)
+    desk.release(desk.serve("a"))
+    desk.arrive("e")
+    desk.later(6.1)
+    while desk.phase != "loading":
+        desk.report("a")
+        desk.later(0.1)
+    return desk
+
+
+def test_who_was_there_before_a_load_is_served_only_by_a_report_that_shows_what_it_left():
+    desk = _loading_beside(Policy(load_timeout_s=40.0))
+    desk.later(41.0)
+    desk.report("a")
+    assert desk.said("load_failed")
+    desk.loaded("e")  # late, but then: upstream may have made room for it
+    asked = desk.arrive("a")
+    desk.later(2.0)
+    assert asked not in desk.granted()
+    desk.report("a", "e")
+    assert asked in desk.granted()
+
+
+def test_a_load_of_which_no_report_came_lets_nobody_in_by_an_older_view():
+    desk = _loading_beside(Policy(stuck_after_s=5.0))
+    desk.loaded("e")
+    desk.later(5.0)
+    assert desk.said("swap_ended")[-1]["outcome"] == "no_report"
+    asked = desk.arrive("a")
+    desk.later(2.0)
+    assert asked not in desk.granted()
+    desk.report("a")
+    assert asked in desk.granted()
+
+
+def test_a_request_that_may_reload_its_model_is_let_in_only_by_a_report_newer_than_the_last_unload():
+    desk = Desk(Policy(stuck_after_s=20.0, unload_timeout_s=20.0), safe=False)
+    desk.report("a", "b")  # loaded by others
+    desk.arrive("c")
+    assert desk.evicted() == ["a"]
+    desk.tell(EvictionAnswered("a", accepted=True))
+    desk.report("a", "b")
+    desk.later(10.0)
+    desk.later(0.3)
+    desk.report("a", "b")
+    assert desk.evicted() == ["a", "a"]
+    desk.report("b", asked_at=desk.now - 0.0001)  # asked for just before
+    desk.later(20.0)
+    assert desk.said("swap_given_up")
+    asked = desk.arrive("b")
+    desk.later(2.0)
+    assert asked not in desk.granted()
+    desk.report("b")
+    assert asked in desk.granted()

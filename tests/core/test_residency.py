@@ -107,3 +107,21 @@ def test_a_load_of_ours_tells_what_was_on_its_way_back_when_it_was_sent() -> Non
     assert view.loaded_beside["b"] == set()
     view.note_load("b", 1.5, 6.0)
     assert view.loaded_beside["b"] == set()
+
+
+def test_a_load_or_an_unload_of_ours_disproves_an_older_report():
+    view = _view("a", "b")
+    view.learn_options(Variant("a"), 1.0)
+    view.learn_options(Variant("b"), 1.0)
+    assert not view.is_disproved("a")
+    view.evicted_at["a"] = 2.0
+    assert view.is_disproved("a")
+    assert not view.is_disproved("b"), "it lies there as before"
+    view.doubt_options()
+    assert view.is_disproved("b"), "a request may load it again"
+    view.take_in(Report(2.0, (_resident("b"),)), 2.1)
+    assert not view.is_disproved("b")
+    view.note_load_ended(3.0)
+    assert view.is_disproved("b")
+    view.take_in(Report(3.0, (_resident("b"),)), 3.1)
+    assert not view.is_disproved("b")

@@ -105,7 +105,7 @@ def test_each_setting_says_its_unit_and_what_0_means(key: str) -> None:
     assert field.description
     is_number = isinstance(field.default, float | int) and not isinstance(field.default, bool)
     if is_number and not key.endswith(("_s", "_bytes")):
-        assert key in {"parallel", "line_limit"}, "a number says its unit in its name"
+        assert key in {"parallel", "line_limit", "keep_alive"}, "a number says its unit in its name"
     if any(getattr(rule, "ge", None) == 0 for rule in field.metadata):
         assert re.search(r"\b0: ", _words(field.description)), "0 is allowed, so say what it means"
 

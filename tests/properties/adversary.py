@@ -16,7 +16,7 @@ from ollama_swap_proxy.core.policy import DRAIN_AFTERLIFE_S, RETRY_AFTER_S, Mode
 from ollama_swap_proxy.core.scheduler import Scheduler
 from ollama_swap_proxy.core.snapshot import Snapshot
 from ollama_swap_proxy.core.state import Phase
-from ollama_swap_proxy.core.tickets import LoadRecipe, Report, Resident, Ticket, Traits, Variant
+from ollama_swap_proxy.core.tickets import LoadRecipe, Need, Report, Resident, Ticket, Traits, Variant
 from ollama_swap_proxy.core.turns import End
 
 POLICY = Policy(
@@ -81,8 +81,18 @@ class Adversary:
     unloads: dict[str, bool] = field(default_factory=dict)
     """Unload requests under way, by key; True once answered."""
     loads: list[Variant] = field(default_factory=list)
+    keeping: set[str] = field(default_factory=set)
+    """Keys for which a keep_alive is being set."""
+    describes: list[str] = field(default_factory=list)
+    """Names that the scheduler wants to know more of."""
     delivered: list[Report] = field(default_factory=list)
     wake_at: float | None = None
+    moved_at: dict[int, float] = field(default_factory=dict)
+    """When each lease last moved."""
+    begun: set[int] = field(default_factory=set)
+    """Leases whose answer has begun."""
+    cut: set[int] = field(default_factory=set)
+    """Leases that were to be cut: they end when somebody releases them."""
     history: list[tuple[events.Event, float]] = field(default_factory=list)
     answers: list[list[commands.Command]] = field(default_factory=list)
     last_good: Report | None = None
@@ -101,6 +111,10 @@ class Adversary:
     relayed: set[int] = field(default_factory=set)
     """Leases that ran in bypass mode."""
     idle_since: float = 0.0
+    used_until: dict[str, float] = field(default_factory=dict)
+    """By key, when its last lease ended."""
+    seen_since: dict[str, float] = field(default_factory=dict)
+    """By key, since when reports list it."""
     next_id: int = 1
     steps: int = 0
     sound: bool = True
@@ -134,6 +148,8 @@ class Adversary:
                 self.ended.add(ticket_id)
                 self.rejected[ticket_id] = rejection
                 assert rejection.retry_after_s is None or 1 <= rejection.retry_after_s <= 59
+            case commands.Cut(ticket_id, rejection, since):
+                self._cut(ticket_id, rejection.code, since)
             case commands.Observe():
                 self.observed_at_once += 1
                 assert self.observed_at_once <= MOST_REPORTS_AT_ONCE, "a flood of reports"
@@ -147,6 +163,17 @@ class Adversary:
                 assert not self.paused, "loaded while paused"
                 self._check_alone(variant)
                 self.loads.append(variant)
+            case commands.KeepAlive(key, _, _, keep_alive):
+                assert keep_alive == self.policy.keep_alive != 0, "a keep_alive without a setting"
+                assert key not in self.keeping, "set twice at a time"
+                assert self.last_good is not None, "a keep_alive without a report"
+                assert key in {r.key for r in self.last_good.residents}, f"{key} would be loaded by a keep_alive"
+                assert key not in self.evicted_in_swap or not self.in_swap, f"{key} would be loaded again"
+                assert self.state.swap is None or key in self.state.swap.spared, "a victim is kept alive"
+                self.keeping.add(key)
+            case commands.Describe(name):
+                assert name not in self.describes, "asked twice"
+                self.describes.append(name)
             case commands.WakeAt(at):
                 assert at is None or at > self.now, f"a wake at {at} that is due at once ({self.now}): a busy loop"
                 self.wake_at = at
@@ -154,10 +181,18 @@ class Adversary:
                 self._note_step(name, dict(fields))
 
     def _note_step(self, name: str, fields: dict[str, object]) -> None:
-        if name == "swap_decided":
+        if name == "unload_decided":
+            assert not self.in_swap, "two swaps at a time"
+            assert self.mode != "bypass", "a model is unloaded in bypass mode"
+            assert not self.paused, "a model is unloaded while paused"
+            self.in_swap, self.undoing, self.goes_ahead = True, False, False
+            self.evicted_in_swap.clear()
+        elif name == "swap_decided":
             assert not self.in_swap, "two swaps at a time"
             assert self.mode == "auto", f"a swap begins in {self.mode} mode"
             assert not self.paused, "a swap begins while paused"
+            wished = fields["reason"] in {"preload", "home"}
+            assert not wished or not (self.waiting or self.leases), "I7: a wish goes before a request"
             self.in_swap, self.undoing, self.goes_ahead = True, fields["reason"] in {"spill", "pin"}, False
             self.evicted_in_swap.clear()
         elif name in {"swap_ended", "swap_given_up", "load_failed"}:
@@ -171,6 +206,7 @@ class Adversary:
     def _granted(self, ticket_id: int, *, loads: bool) -> None:
         assert ticket_id in self.waiting, f"I3: ticket {ticket_id} granted, but it does not wait"
         ticket = self.waiting.pop(ticket_id)
+        self.moved_at[ticket_id] = self.now
         key = ticket.variant.key
         if self.mode == "bypass":
             self.leases[ticket_id] = ticket
@@ -199,6 +235,28 @@ class Adversary:
         )
         self.leases[ticket_id] = ticket
 
+    def _cut(self, ticket_id: int, code: str, since: float | None) -> None:
+        assert ticket_id in self.leases, f"I3: ticket {ticket_id} is cut, but it does not run"
+        swap = self.state.swap
+        if code == "drain_timeout":
+            assert swap is not None, "cut in no drain"
+            assert swap.phase is Phase.DRAINING, "cut in no drain"
+            assert not self.paused, "a drain that stands still cuts somebody"
+            assert self.policy.drain_timeout_s, "cut without a setting"
+        else:
+            assert ticket_id not in self.relayed, "cut though it was relayed"
+            assert since == self.moved_at[ticket_id], "cut by an old byte"
+            assert self.now >= since + self._limit_s(ticket_id) > since, f"{ticket_id} is cut before its time"
+        self.cut.add(ticket_id)
+
+    def _limit_s(self, ticket_id: int) -> float:
+        """How long a lease may be silent; 0: for ever."""
+        if ticket_id in self.begun:
+            return self.policy.idle_stream_timeout_s
+        limit_s = self.policy.first_byte_timeout_s
+        loads = ticket_id in self.loading_leases and limit_s
+        return limit_s + self.policy.load_timeout_s if loads else limit_s
+
     def _check_alone(self, variant: Variant) -> None:
         """I1: what makes upstream load something is sent only when the last report shows room for it."""
         assert self.last_good is not None, "I1: loaded without any report"
@@ -213,14 +271,17 @@ class Adversary:
         assert not self.relayed & set(self.leases), f"I1: {variant} loaded while requests run that were relayed"
 
     def _evict(self, key: str) -> None:
+        assert key not in self.keeping, f"{key} evicted while its keep_alive is being set: it would be loaded again"
         busy = [t.id for t in self.leases.values() if t.variant.key == key]
         assert not busy, f"I2: {key} evicted, leased by {busy}"
         wanted = any(t.variant.key != key or not self._serves(t.variant) for t in self.waiting.values())
         swap = self.state.swap
-        own = swap is not None and swap.goes_on_by_itself  # the end of a trial
+        own = swap is not None and (swap.undoes_spill or swap.unasked) and swap.in_aid_of is None  # the end of a trial
         reloads = swap is not None and key in {swap.target.key, swap.asked_for.key}
         assert not traits(key).pinned or reloads or (swap is not None and swap.returning), f"a pin is a victim: {swap}"
-        assert wanted or own or self.undoing or key in self.evicted_in_swap, (
+        outlived = swap is not None and swap.unloads and self._has_outlived(key)
+        wished = swap is not None and swap.wished and self.mode != "manual"
+        assert wanted or own or outlived or wished or self.undoing or key in self.evicted_in_swap, (
             f"I7: {key} evicted, and nobody asks for it"
         )
         assert self.last_good is not None, "I7: evicted without any report"
@@ -228,6 +289,13 @@ class Adversary:
         self.evicted_in_swap.add(key)
         self.evicted_at[key] = self.now
         self.unloads[key] = False
+
+    def _has_outlived(self, key: str) -> bool:
+        """Say whether its time to live is over, and nobody waits for it."""
+        if any(ticket.variant.key == key for ticket in self.waiting.values()) or traits(key).pinned:
+            return False
+        since = max(self.used_until.get(key, 0.0), self.seen_since.get(key, self.now))
+        return self.policy.ttl_s > 0 and self.now >= since + self.policy.ttl_s
 
     def _serves(self, variant: Variant) -> bool:
         return self.state.residency.holds(variant)
@@ -244,6 +312,9 @@ class Adversary:
         assert {lease.ticket.id for lease in state.leases} == set(self.leases), "I3: the leases are not who was granted"
         assert (swap is not None) == self.in_swap, "a swap began or ended without a word"
         assert not (self.stopping and self.waiting), "I4: somebody waits though we are stopping"
+        for ticket_id in self.leases.keys() - self.relayed - self.cut:
+            limit_s = self._limit_s(ticket_id)
+            assert not limit_s or now < self.moved_at[ticket_id] + limit_s, f"{ticket_id} is silent, and not cut"
         for ticket in self.waiting.values():
             by_operator = granting.awaits_operator(state, ticket.variant)
             longest_s = self.policy.give_up_after_s
@@ -323,6 +394,7 @@ class Adversary:
             stays_briefly=briefly,
             klass=klass,
             traits=traits(key),
+            sets_keep_alive=briefly or aged_s > 0,
         )
         self.next_id += 1
         self.waiting[ticket.id] = ticket
@@ -339,9 +411,12 @@ class Adversary:
         if ticket.variant.key not in self.loaded or ticket_id in self.loading_leases:
             self.loaded[ticket.variant.key] = Loaded(ticket.variant.options)
         self.loading_leases.discard(ticket_id)
+        self.moved_at[ticket_id] = self.now
+        self.begun.add(ticket_id)
         self.tell(events.Progressed(ticket_id, self.now))
 
     def release(self, ticket_id: int, *, failed: bool = False) -> None:
+        self.used_until[self.leases[ticket_id].variant.key] = self.now
         del self.leases[ticket_id]
         self.relayed.discard(ticket_id)
         self.loading_leases.discard(ticket_id)
@@ -365,6 +440,7 @@ class Adversary:
         self.delivered.append(report)
         if self.last_good is None or report.asked_at >= self.last_good.asked_at:
             self.last_good = report
+            self.seen_since = {r.key: self.seen_since.get(r.key, self.now) for r in report.residents}
         self.tell(events.ResidencyObserved(report))
 
     def no_report(self, index: int = 0, *, unreachable: bool = False) -> None:
@@ -385,6 +461,15 @@ class Adversary:
         self.loaded.pop(key, None)
         if not answered:
             self.tell(events.EvictionAnswered(key, accepted=True))
+
+    def keep(self, key: str, reason: str = "") -> None:
+        self.keeping.discard(key)
+        self.tell(events.KeptAlive(key, reason))
+
+    def describe(self, name: str, *, known: bool = True) -> None:
+        self.describes.remove(name)
+        need = Need(name, Variant(name), RECIPE, traits(name)) if known else None
+        self.tell(events.Described(name, need, "" if known else "no such model"))
 
     def end_load(self, index: int, failure: LoadFailure | None, *, lasts: bool = True, vram: int = 1000) -> None:
         variant = self.loads.pop(index)
@@ -443,6 +528,10 @@ class Adversary:
         while self.now < until:
             while self.observes:
                 self.report()
+            for name in list(self.describes):
+                self.describe(name)
+            for key in sorted(self.keeping):
+                self.keep(key)
             for key in list(self.unloads):
                 self.unload(key)
             if self.loads:

@@ -9,7 +9,9 @@ I4  nobody idles while someone waits, unless a pause, manual mode, a linger, a c
     and each of these ends or is the operator's.
 I5  every wait is bounded; from any state, once everybody else leaves, whoever waits comes to an end.
 I6  same history, same commands.
-I7  nothing is evicted unless a waiting ticket or the undoing of a spill asks for it when the eviction is sent.
+I7  nothing is evicted unless a waiting ticket, the undoing of a spill, a time to live that is over, the preload of a
+    pinned model or the home model asks for it when the eviction is sent; by a time to live only what nobody uses or
+    waits for.
 I8  no grant for a model before a report newer than the last eviction or load shows it may be used.
 I9  a victim gets no grant until it is gone or the swap is given up.
 I10 a ticket that left delays nobody (but for the 5 s of a drain's afterlife).
@@ -46,6 +48,17 @@ PROFILE = settings(
 KEYS = st.sampled_from("aabbceep")
 OPTIONS = st.sampled_from(["", "", "", "num_ctx=8192"])
 PICK = st.integers(min_value=0, max_value=1_000_000)
+WISHES = [
+    {"ttl_s": 15.0},
+    {"ttl_s": 0.05},
+    {"preloads": ("p",)},
+    {"preloads": ("p", "a"), "ttl_s": 20.0},
+    {"keep_alive": 600.0},
+    {"keep_alive": -1.0, "ttl_s": 20.0},
+    {"home": "b", "home_after_s": 3.0},
+    {"home": "e", "home_after_s": 0.0, "preloads": ("p",), "ttl_s": 30.0},
+    {"drain_timeout_s": 4.0, "first_byte_timeout_s": 7.0, "idle_stream_timeout_s": 9.0},
+]
 VRAM = st.sampled_from([1000, 1000, 1000, 500, 0])
 EXPIRES = st.sampled_from([None, 300.0, 0.02, 0.0, -5.0])
 FAILURES = st.sampled_from(
@@ -72,11 +85,16 @@ class AnythingMayHappen(RuleBasedStateMachine):
         safe=st.booleans(),
         told=st.booleans(),
         operator=st.sampled_from([None, None, "patient", "refusing"]),
+        wishes=st.sampled_from([{}, {}, {}, *WISHES]),
     )
-    def start(self, found: list[str], operator: str | None, *, safe: bool, told: bool) -> None:
+    def start(
+        self, found: list[str], operator: str | None, wishes: dict[str, float], *, safe: bool, told: bool
+    ) -> None:
+        policy = replace(POLICY, **wishes)
         if operator is not None:
             self.has_operator = True
-            self.world = Adversary(replace(POLICY, manual_refuses=operator == "refusing", manual_wait_s=90.0))
+            policy = replace(policy, manual_refuses=operator == "refusing", manual_wait_s=90.0)
+        self.world = Adversary(policy)
         for key in found:
             self.world.loaded[key] = Loaded("")
         if told:
@@ -176,12 +194,17 @@ class AnythingMayHappen(RuleBasedStateMachine):
             self.world.loaded[key] = Loaded(options, vram=vram, expires_in_s=expires)
 
     @rule(
-        what=st.sampled_from(["restart", "outdated", "changed", "safe", "unsafe", "stray", "old"]),
+        what=st.sampled_from(["described", "kept", "restart", "outdated", "changed", "safe", "unsafe", "stray", "old"]),
         pick=PICK,
     )
     def oddity(self, what: str, pick: int) -> None:
         world, key = self.world, "abcep"[pick % 5]
         match what:
+            case "described" if world.describes:
+                world.describe(world.describes[pick % len(world.describes)], known=pick % 3 > 0)
+            case "kept" if world.keeping:
+                key = sorted(world.keeping)[pick % len(world.keeping)]
+                world.keep(key, "no answer" if pick % 3 == 0 else "")
             case "restart":
                 world.restart()
             case "outdated":

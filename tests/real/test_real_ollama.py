@@ -12,10 +12,12 @@ import asyncio
 import itertools
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 import aiohttp
@@ -174,6 +176,25 @@ async def test_a_client_that_leaves_while_its_model_loads_finds_it_loaded(ollama
         leaver.cancel()
         assert "bravo.4" in await generate(session, proxy, "bravo")
         assert len(alive(ollama)) == before + 1
+
+
+async def test_a_clients_keep_alive_is_overruled_and_nothing_is_loaded_anew(ollama: Any) -> None:
+    here = Address("127.0.0.1", 0)
+    settings = Settings(listen=here, admin=here, upstream=URL(ollama.url), shutdown_grace_s=1, keep_alive=3000.0)
+    async with Service(settings) as service, aiohttp.ClientSession() as session:
+        await generate(session, str(service.url), "alpha")
+        before = len(alive(ollama))
+        for own, tokens in ((5, 5), ("1h", 5), (0, 200)):
+            body = {"model": "alpha", "prompt": "hi", "keep_alive": own, "options": {"num_predict": tokens}}
+            async with session.post(f"{service.url}/api/generate", json=body) as response:
+                assert response.status == 200
+                await response.read()
+            await asyncio.sleep(0.5)
+            async with session.get(f"{ollama.url}/api/ps") as response:
+                (listed,) = (await response.json())["models"]
+            ends_at = datetime.fromisoformat(re.sub(r"(\.\d{6})\d*", r"\1", listed["expires_at"]))
+            assert 2900 < (ends_at - datetime.now(UTC)).total_seconds() < 3001
+        assert len(alive(ollama)) == before
 
 
 async def test_a_client_that_leaves_its_answer_ends_it_in_ollama(ollama: Any) -> None:

@@ -238,6 +238,42 @@ def test_a_network_that_cannot_be_meant_is_told_with_what_may_be(tmp_path: Path,
     assert told.endswith(hint)
 
 
+def test_a_pinned_model_with_a_time_to_live_is_told(tmp_path: Path) -> None:
+    (told,) = _messages(tmp_path, "[models.a]\npinned = true\nttl_s = 5\n")
+    assert told == '[models."a:latest"] ttl_s (FILE): a pinned model stays: take out ttl_s, or pinned'
+    assert _settings(tmp_path, "ttl_s = 5\n[models.a]\npinned = true\nttl_s = 0\n").ttl_s == 5
+
+
+@pytest.mark.parametrize(("written", "seconds"), [("600", 600), ('"30m"', 1800), ("-1", -1), ('"-1m"', -1), ("0", 0)])
+def test_a_keep_alive_is_read_as_ollama_reads_it(tmp_path: Path, written: str, seconds: float) -> None:
+    settings = _settings(tmp_path, f"keep_alive = {written}\n[models.a]\nkeep_alive = {written}\n")
+    assert settings.keep_alive == settings.models["a:latest"].keep_alive == seconds
+
+
+def test_a_keep_alive_comes_from_the_environment_too_and_a_bad_one_is_told(tmp_path: Path) -> None:
+    for written, seconds in (("600", 600), ("-1", -1), ("5m", 300)):
+        assert _load(tmp_path, "", {"OLLAMA_SWAP_PROXY_KEEP_ALIVE": written}).settings.keep_alive == seconds
+    for bad in ("0.5", '"soon"', '"."', "true", "[]"):
+        (told,) = _messages(tmp_path, f"keep_alive = {bad}\n")
+        assert "keep_alive (FILE" in told
+
+
+def test_a_home_model_with_a_time_to_live_is_told(tmp_path: Path) -> None:
+    (told,) = _messages(tmp_path, 'home = "A"\n[models.a]\nttl_s = 5\n')
+    assert told == '[models."a:latest"] ttl_s (FILE): the home model stays: take out ttl_s, or home'
+    (told,) = _messages(tmp_path, 'home = "a b"\n')
+    assert "must be the name of a model" in told
+    assert _settings(tmp_path, 'home = ""\n').home == ""
+
+
+def test_preloading_what_is_pinned_where_nothing_is_pinned_is_told(tmp_path: Path) -> None:
+    (told,) = _messages(tmp_path, "preload_pinned = true\n[models.a]\n")
+    assert "no model is pinned; write pinned = true" in told
+    pinned = "preload_pinned = true\n[models.a]\npinned = true\n[models.b]\n"
+    assert _settings(tmp_path, pinned).policy().preloads == ("a:latest",)
+    assert _settings(tmp_path, pinned.partition("\n")[2]).policy().preloads == ()
+
+
 def test_everything_wrong_in_all_tables_is_told_at_once(tmp_path: Path) -> None:
     text = "parallel = -1\n[classes.vip]\n[[rules]]\n[[rules]]\nclass = 3\npath = 4\n[models.a]\nb = 1\n"
     assert len(_messages(tmp_path, text)) == 6

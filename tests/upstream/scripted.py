@@ -13,7 +13,8 @@ from yarl import URL
 from ollama_swap_proxy.listener.answers import Answer, OwnAnswer
 from ollama_swap_proxy.listener.request import ClientRequest
 from ollama_swap_proxy.listener.server import ProxyServer
-from ollama_swap_proxy.upstream.relay import Exchange, Relay
+from ollama_swap_proxy.upstream.exchange import Exchange
+from ollama_swap_proxy.upstream.relay import Relay
 
 SOON_S = 5.0
 """Nothing in these tests takes this long unless it hangs."""

@@ -149,8 +149,12 @@ def _plan(target: Member, staying: list[Member], facts: Facts) -> tuple[tuple[Re
 
 
 def _anew(answer: Answer, facts: Facts) -> tuple[Member, ...]:
-    """Return who of those that are to be beside a newcomer is loaded anew before it: nobody where that cannot be."""
+    """Return who of those that are to be beside a newcomer is loaded anew before it: nobody where that cannot be, nor
+    for a pinned one: it comes once and stays, and two that come back would send each other away.
+    """
     older = [member for member in answer.members if member.key != answer.newcomer]
+    if any(member.pinned for member in answer.members if member not in older):
+        return ()
     keys = {member.key for member in older}
     anew = tuple(member for member in older if not member.loaded_beside <= keys)
     there = [member for member in older if member not in anew]

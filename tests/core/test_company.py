@@ -236,6 +236,56 @@ def test_a_pinned_model_is_loaded_anew_only_after_outliving_one_has_cost_its_pla
     assert desk.said("swap_decided")[-1]["target"] == "pin"
 
 
+def _play(desk: Desk, seconds: float, *, since: int) -> None:
+    """Carry out what was commanded since, and what is, as an Ollama would on whose card all fits, for so long."""
+    there = list(desk.state.residency.residents)
+    done, until = since, desk.now + seconds
+    while desk.now < until:
+        while done < len(desk.all):
+            command = desk.all[done]
+            done += 1
+            if isinstance(command, commands.Evict):
+                there.remove(command.key)
+                desk.tell(events.EvictionAnswered(command.key, accepted=True))
+            elif isinstance(command, commands.Load):
+                there.append(command.variant.key)
+                desk.loaded(command.variant.key, options=command.variant.options)
+        desk.later(0.06)
+        desk.report(*there)
+
+
+def test_an_embedder_that_a_pinned_model_went_for_is_there_when_that_one_has_come_back():
+    """Loaded after the pinned model it costs that one its place: the pinned model goes, and comes back behind it."""
+    desk = Desk()
+    desk.release(desk.serve("pin"))
+    first = _try_beside(desk, "e", "e")
+    _play(desk, 10, since=len(desk.all) - len(desk.out))
+    desk.release(first)
+    assert set(desk.state.residency.residents) == {"e", "pin"}
+    desk.report("pin")  # its time was over
+    loads, evicted, since = len(desk.loads()), len(desk.evicted()), len(desk.all)
+    asked = desk.arrive("e")
+    _play(desk, 60, since=since)
+    assert desk.loads()[loads:] == ["e", "pin"]
+    assert desk.evicted()[evicted:] == ["pin"]
+    assert asked in desk.granted()
+
+
+def test_a_pinned_model_that_comes_back_evicts_no_other_that_has_just_come_back():
+    """As long as the wait for memory is short, each counts as having outlived the other, and they swap for ever."""
+    desk = Desk()
+    desk.release(desk.serve("b"))
+    desk.release(_try_beside(desk, "pin1", "b", "pin1"))
+    desk.release(_try_beside(desk, "pin2", "b", "pin1", "pin2"))
+    desk.report("pin1", "pin2")  # the time of the chat model was over: both outlive it
+    _try_beside(desk, "b", "b")  # which costs both their places
+    loads, evicted = len(desk.loads()), len(desk.evicted())
+    _play(desk, 60, since=len(desk.all) - len(desk.out))
+    assert desk.evicted()[evicted:] == []
+    assert len(desk.loads()) - loads <= 1
+    assert set(desk.state.residency.residents) == {"b", "pin1", "pin2"}
+
+
 @pytest.mark.parametrize("companions", ["none"])
 def test_the_strict_form_keeps_one_model_at_a_time(companions):
     desk = _desk(Policy(companions=companions))

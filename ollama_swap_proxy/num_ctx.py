@@ -62,7 +62,10 @@ def _is_less(asked: object, least: int) -> bool:
 
 
 async def _places(body: bytes) -> Mapping[str, list[tuple[int, int]]]:
-    """Find the values of options and num_ctx; a large body is read in slices, for others to go on meanwhile."""
+    """Find the values of options at the top level and of num_ctx directly within them.
+
+    A large body is read in slices, for others to go on meanwhile.
+    """
     skeleton = Skeleton(_RULES, (_OPTIONS, _NUM_CTX))
     for start in range(0, len(body), SLICE_BYTES):
         for _ in skeleton.feed(body[start : start + SLICE_BYTES]):

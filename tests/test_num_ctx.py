@@ -73,6 +73,28 @@ def test_what_asks_for_enough_or_is_not_certain_stays_as_it_was_sent(sent: str) 
     assert _raised(sent) is None
 
 
+@pytest.mark.parametrize(
+    ("sent", "raised"),
+    [
+        ('{"num_ctx":4,"model":"a"}', '{"options":{"num_ctx":16384},"num_ctx":4,"model":"a"}'),
+        (
+            '{"num_ctx":4,"model":"a","options":{"num_ctx":5}}',
+            '{"num_ctx":4,"model":"a","options":{"num_ctx":16384}}',
+        ),
+        ('{"num_ctx":4,"model":"a","options":{}}', '{"num_ctx":4,"model":"a","options":{"num_ctx":16384}}'),
+        (
+            '{"model":"a","options":{"options":{"num_ctx":1},"num_ctx":2}}',
+            '{"model":"a","options":{"options":{"num_ctx":1},"num_ctx":16384}}',
+        ),
+    ],
+)
+def test_a_num_ctx_that_is_no_member_of_options_is_none_and_neither_are_options_within_options(
+    sent: str, raised: str
+) -> None:
+    """Ollama looks at neither; what changes is the context that Ollama would load the model with."""
+    assert _raised(sent) == raised.encode()
+
+
 def test_the_models_own_context_counts_where_the_request_names_none() -> None:
     assert _raised('{"model":"a"}', parameters={"num_ctx": 32768}) is None
     assert _raised('{"model":"a"}', parameters={"num_ctx": 8192}) is not None

@@ -69,7 +69,10 @@ class Skeleton:
     """The reducer: feed it the body in slices of any size, then read `fields`."""
 
     def __init__(self, rules: Rules, placed: Collection[str] = ()) -> None:
-        """``placed`` are fields and kept members of which `places` tells where their values stand."""
+        """``placed`` are fields and members that have a rule, of which `places` tells where their values stand.
+
+        The same name where no rule is for it, at the top or within another object, is not told of.
+        """
         self._rules = rules
         self._placed = placed
         self._before = 0
@@ -139,7 +142,7 @@ class Skeleton:
                 raise _WrongStructureError
             self._position += 1
             rule = rules.get(name)
-            if name in self._placed:
+            if rule is not None and name in self._placed:
                 yield from self._token()
                 start = self._before + self._position
                 value = yield from self._value(rule)

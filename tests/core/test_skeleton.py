@@ -206,3 +206,9 @@ def test_where_values_stand_is_told_in_offsets_of_the_whole_body_however_it_is_s
         found = {name: [body[start:end] for start, end in places] for name, places in skeleton.places.items()}
         assert found["num_ctx"] == [b"42", b"7"]
         assert found["options"] == [b'{"x": 1, "num_ctx":  42 , "n": {"num_ctx": 3}}', b'{"num_ctx":7}']
+
+
+def test_where_a_name_stands_that_no_rule_is_for_is_not_told():
+    skeleton = Skeleton({"options": {"num_ctx": Keep.SHAPE}}, ("options", "num_ctx"))
+    list(skeleton.feed(b'{"num_ctx":1,"options":{"options":{"num_ctx":2}},"a":{"options":{"num_ctx":3}}}'))
+    assert skeleton.places == {"options": [(23, 48)]}

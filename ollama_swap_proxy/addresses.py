@@ -16,6 +16,7 @@ OLLAMA_PORT = 11434
 """Ollama's own default port (envconfig/config.go); used where an upstream is given as a bare host."""
 
 _HIGHEST_PORT = 65535
+_LONGEST_NAME = 253 + len(".")
 
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -64,6 +65,7 @@ def parse_address(text: str) -> Address:
         raise ValueError(f"must be HOST:PORT, as in 127.0.0.1:11435; got {text!r}")
     if not (port.isascii() and port.isdigit() and int(port) <= _HIGHEST_PORT):
         raise ValueError(f"the port must be a number from 0 to {_HIGHEST_PORT}; got {port!r}")
+    _must_be_possible(host)
     return Address(host, int(port))
 
 
@@ -77,6 +79,8 @@ def parse_upstream(text: str) -> URL:
         ValueError: with what is wrong with it.
     """
     bare = "://" not in text
+    if not text.strip().isprintable():  # looked for here, for a tab or a line's end would be left out of the URL
+        raise ValueError(f"must not have control characters; got {text!r}")
     try:
         url = URL(f"http://{text.strip()}" if bare else text.strip())
         port = url.explicit_port
@@ -90,8 +94,21 @@ def parse_upstream(text: str) -> URL:
         raise ValueError("must not carry a user or a password: nothing would send them")
     if port == 0:
         raise ValueError("the port must not be 0")
+    _must_be_possible(url.raw_host or "")
     origin = url.origin()
     return origin.with_port(OLLAMA_PORT) if bare and port is None else origin
+
+
+def _must_be_possible(host: str) -> None:
+    """Raise ValueError for what no host can be called; to look it up would raise more than OSError."""
+    if not host.isprintable() or " " in host:
+        raise ValueError(f"a host's name has no control characters and no spaces; got {host!r}")
+    try:
+        is_possible = len(host) <= _LONGEST_NAME and bool(host.encode("idna"))
+    except UnicodeError:
+        is_possible = False
+    if not is_possible:
+        raise ValueError(f"a host's name has 1 to 63 characters between dots and up to 253 in all; got {host!r}")
 
 
 def is_own_listener(upstream: URL, listener: Address) -> bool:

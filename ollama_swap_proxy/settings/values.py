@@ -82,6 +82,8 @@ def _read_hosts(value: object) -> tuple[str, ...]:
     for host in hosts:
         if "/" in host or " " in host:
             raise ValueError(f"must be host names without scheme, port or path; got {shown(host)}")
+        if not host.isprintable():
+            raise ValueError(f"must not have control characters; got {shown(host)}")
     return tuple(host for host in hosts if host)
 
 

@@ -65,6 +65,14 @@ async def test_check_says_that_it_could_not_ask(path: Path, unused_tcp_port: int
     assert "warning" not in result.stderr
 
 
+@pytest.mark.parametrize("upstream", [f"http://{'a' * 64}.invalid:1", "http://a..b:1"])
+async def test_check_complains_of_an_upstream_that_no_host_can_be_called(path: Path, upstream: str) -> None:
+    result = await _check(path, upstream)
+    assert isinstance(result.exception, SystemExit), result.exception
+    assert "upstream" in result.stderr
+    assert "a host's name has 1 to 63 characters between dots" in result.stderr
+
+
 async def test_check_goes_by_what_an_earlier_run_measured(path: Path, tmp_path: Path, unused_tcp_port: int) -> None:
     simulated = {"port": unused_tcp_port}
     async with staged(

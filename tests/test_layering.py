@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -211,3 +212,9 @@ def test_every_module_says_what_it_is_and_stays_short(path: Path) -> None:
 @_each(TESTS)
 def test_test_files_stay_short(path: Path) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) <= LONGEST_TEST
+
+
+def test_the_map_of_the_core_has_every_module_once() -> None:
+    core = PACKAGE / "core"
+    places = re.findall(r"`(\w+)`", core.joinpath("__init__.py").read_text().partition("Where to look:")[2])
+    assert sorted(places) == sorted(path.stem for path in core.glob("*.py") if path.stem != "__init__")

@@ -17,7 +17,13 @@ from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrad
 from ollama_swap_proxy.listener.answers import Refusal, unreadable
 from ollama_swap_proxy.listener.content import Content
 from ollama_swap_proxy.listener.request import ESCAPED, HTTP_11, VERSIONS, RequestHead
-from ollama_swap_proxy.listener.screening import HEAD_LIMIT_BYTES, HEAD_LIMIT_LINES, OLD_WEBSOCKET, refused
+from ollama_swap_proxy.listener.screening import (
+    HEAD_LIMIT_BYTES,
+    HEAD_LIMIT_LINES,
+    OLD_WEBSOCKET,
+    is_odd_line,
+    refused,
+)
 
 QUEUE_LIMIT: Final = 32
 """So many pipelined requests wait at most, and those of one piece; then the client is held until half are taken."""
@@ -52,8 +58,10 @@ class Incoming:
         "_is_full",
         "_is_stand_in",
         "_kept",
+        "_line",
         "_names",
         "_parser",
+        "_piece",
         "_quiet_bytes",
         "_rest",
         "_target",
@@ -78,6 +86,10 @@ class Incoming:
         self._is_stand_in = False
         self._quiet_bytes = 0
         """Size of the piece that is parsed, until something is complete in it."""
+        self._piece: bytes | memoryview = b""
+        """What is parsed."""
+        self._line = bytearray()
+        """What came before it of a head, until a header has come: the request line is in it."""
         self._kept = bytearray()
         self._rest: memoryview | None = None
         self._is_full = False
@@ -116,6 +128,7 @@ class Incoming:
         if parser is None:
             return
         self._quiet_bytes = len(data)
+        self._piece = data
         try:
             while True:
                 try:
@@ -127,11 +140,13 @@ class Incoming:
         except HttpParserError as error:
             self._give_up(_refusal_of(error))
             return
+        finally:
+            self._piece = b""
         if self._head is not None:
             self._body = self._body or Content(self)
             self._queue_up(self._head, self._body)
         elif self._quiet_bytes:
-            self._wait(self._quiet_bytes)
+            self._wait(data)
         if len(self.queue) >= QUEUE_LIMIT:
             self._is_full = True
             self._hold_client()
@@ -148,9 +163,11 @@ class Incoming:
             parser.feed_data(frame)
         return parser
 
-    def _wait(self, size: int) -> None:
+    def _wait(self, data: bytes | memoryview) -> None:
         """Count a read that completed nothing."""
-        self.partial_bytes += size
+        self.partial_bytes += len(data)
+        if self._body is None and not self._names:
+            self._line += data
         if self.partial_bytes > HEAD_LIMIT_BYTES or len(self._names) > HEAD_LIMIT_LINES:
             self._give_up(unreadable(431))
 
@@ -213,8 +230,9 @@ class Incoming:
         if self._is_stand_in or parser is None:
             self._is_stand_in = False
             return
+        method = parser.get_method()
         self._head = head = RequestHead(
-            parser.get_method().decode(),
+            method.decode(),
             target.decode("utf-8", ESCAPED),
             VERSIONS[parser.get_http_version()],
             names,
@@ -223,15 +241,23 @@ class Incoming:
             parser.should_upgrade(),
         )
         fields = head.fields
+        piece = self._piece
         is_plain = (
             head.version is HTTP_11
+            and isinstance(piece, bytes)
+            and not self._line
+            and piece.startswith(target + b" HTTP/", len(method) + 1)
             and not (head.chunked or head.upgrade or read_bytes > PIECE_BYTES or OLD_WEBSOCKET in fields)
             and len(fields) == len(names)
             and target[:1] == b"/"
             and b"host" in fields
         )
-        if not is_plain and (refusal := refused(head, read_bytes)) is not None:
-            raise _Unacceptable(refusal)
+        if not is_plain:
+            came = b"".join((self._line, piece))
+            self._line.clear()
+            refusal = unreadable(400) if is_odd_line(came, method, target) else refused(head, read_bytes)
+            if refusal is not None:
+                raise _Unacceptable(refusal)
         self.partial_bytes = 0
         if head.upgrade:
             self._frame = _stand_in_for(head)

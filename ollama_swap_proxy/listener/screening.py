@@ -60,6 +60,18 @@ def refused(head: RequestHead, read_bytes: int) -> Refusal | None:
     return unreadable(status) if status else None
 
 
+def is_odd_line(came: bytes, method: bytes, target: bytes) -> bool:
+    """Say whether a request line has another protocol's name than HTTP or more blanks than two.
+
+    The parser lets both pass and tells of neither; Go refuses them (net/http: readRequest). ``came`` is what the line
+    is in, among other requests perhaps, and cut where a read ended with it that had something else in front.
+    """
+    if b"%b %b HTTP/" % (method, target) in came:
+        return False
+    odd = (method + b"  ", b" %b  " % target, b" %b ICE/" % target, b" %b RTSP/" % target)
+    return any(part in came for part in odd)
+
+
 def _misframed(head: RequestHead) -> int:
     """Return the status for a body that we and Go would not see the same end of, else 0.
 

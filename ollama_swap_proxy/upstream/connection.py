@@ -18,7 +18,7 @@ from typing import Final, Protocol, cast
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from ollama_swap_proxy.upstream.heads import AnswerHead, end_of_head
+from ollama_swap_proxy.upstream.heads import AnswerHead, end_of_head, end_of_last_blank
 
 HEAD_LIMIT_BYTES: Final = 10 * 2**20
 """Largest head of an answer, with what 1xx answers came in the same read; as Go's clients take it (net/http,
@@ -58,6 +58,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     __slots__ = (
         "_body_bytes",
+        "_fed_bytes",
         "_has_body",
         "_head",
         "_heads",
@@ -90,7 +91,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._body_bytes = 0
         self._is_begun = False
         self._is_complete = False
-        self._held = b""
+        self._held = bytearray()
+        """Of a head that is not complete: all that has come, of which the parser has seen the first ``_fed_bytes``."""
+        self._fed_bytes = 0
         self._has_body = True
         self._persistent = False
         self.write_paused = False
@@ -107,7 +110,6 @@ class UpstreamConnection(asyncio.Protocol):
         # All else comes behind the write: upstream is at work meanwhile.
         self._sink = sink
         self._head = None
-        self._held = b""
         self._body_bytes = 0
         self._is_complete = False
         if self._parser is None or not self._has_body:  # behind a HEAD it would count on a body
@@ -188,24 +190,47 @@ class UpstreamConnection(asyncio.Protocol):
         if sink is None or parser is None:
             self.abort()  # bytes that nobody asked for: whose answer they are is unknowable
             return
+        if self._held and not (data := self._joined(data)):
+            return
+        seen_bytes = self._body_bytes
         try:
             parser.feed_data(data)
         except HttpParserUpgrade:
             self._break(_UNASKED)
             return
         except HttpParserError as error:
-            self._break(f"it sent what is no HTTP answer ({error})")
-            return
+            if self._has_body or not self._heads or self._heads[-1][0] < 200:
+                self._break(f"it sent what is no HTTP answer ({error})")
+                return
+            # It counted on a body behind an answer to HEAD; the head is whole, and what follows it is not passed on.
         if self._head is not None and not self._heads:
+            if self._is_complete and self._is_begun:
+                data = data[: self._end_of_answer(self._head, data, self._body_bytes - seen_bytes)]
             sink.body_came(data)
-        elif not self._take_heads(sink, self._held + data):
+        elif not self._take_heads(sink, data):
             return
         if self._is_complete or not self._has_body:
             self._end(sink, persistent=self._persistent and not self._is_begun)
 
+    def _joined(self, data: bytes) -> bytes:
+        """Return what the parser is to see of the head that comes, nothing until a line is complete.
+
+        The parser joins what comes of a line: read by read that would cost the square of its length.
+        """
+        self._held += data
+        if b"\n" not in data and len(self._held) <= HEAD_LIMIT_BYTES:
+            return b""
+        return bytes(self._held[self._fed_bytes :])
+
     def _take_heads(self, sink: AnswerSink, data: bytes) -> bool:
-        """Hand on the 1xx answers and the final head in ``data``; say whether that one is there."""
+        """Hand on the 1xx answers and the final head that ``data`` completes; say whether that one is there."""
         heads, self._heads = self._heads, []
+        if not heads:
+            self._hold(b"" if self._held else data)
+            return False
+        if self._held:
+            data = bytes(self._held)
+            self._held.clear()
         for number, (status, stays) in enumerate(heads, start=1):
             is_final = status >= 200
             if status == 101 or self._head is not None or (is_final and number < len(heads)):
@@ -224,14 +249,30 @@ class UpstreamConnection(asyncio.Protocol):
                     self._persistent = head.says_persistent and len(data) == end
                     self._is_begun, self._body_bytes = False, 0
                     data = raw
+                elif self._is_complete and self._is_begun:
+                    data = data[: self._end_of_answer(head, data, end + self._body_bytes)]
                 sink.head_came(head, data)
                 return True
             sink.interim_came(raw)
             data = data[end:]
-        self._held = data
-        if len(data) > HEAD_LIMIT_BYTES:
-            self._break("its answer's head is too large")
+        self._hold(data)
         return False
+
+    def _hold(self, data: bytes) -> None:
+        """Keep a part of a head, which the parser has seen."""
+        self._held += data
+        self._fed_bytes = len(self._held)
+        if self._fed_bytes > HEAD_LIMIT_BYTES:
+            self._break("its answer's head is too large")
+
+    @staticmethod
+    def _end_of_answer(head: AnswerHead, data: bytes, counted: int) -> int:
+        """Return where in ``data`` the answer ends behind which another head begins.
+
+        ``counted`` is that for an answer without chunks. These end with a blank line (its first line feed may have
+        come before), and the other head is not complete: it has none.
+        """
+        return end_of_last_blank(b"\n" + data) - 1 if head.is_streamed else counted
 
     def _end(self, sink: AnswerSink, *, persistent: bool) -> None:
         self._sink = None

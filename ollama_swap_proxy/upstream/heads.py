@@ -210,6 +210,12 @@ def end_of_head(data: bytes, start: int = 0) -> int:
     return -1 if blank is None else blank.end()
 
 
+def end_of_last_blank(data: bytes) -> int:
+    """Return the offset just behind the last blank line, or 0."""
+    crlf, lf = data.rfind(b"\n\r\n"), data.rfind(b"\n\n")
+    return max(crlf + 3 if crlf >= 0 else 0, lf + 2 if lf >= 0 else 0)
+
+
 def with_length(head: bytes, size: int) -> bytes:
     """Return the head of a request with another Content-Length, if it has one."""
     return _LENGTH.sub(b"\\g<1>%d" % size, head)

@@ -14,11 +14,15 @@ from tests.upstream.scripted import OK, Side, relaying
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 TABLE = README.partition("| what | we answer | Go and Ollama |")[2].partition("\n\n")[0]
 HOST = b"Host: me\r\n"
+LENGTH = b"Content-Length: 3\r\n"
+CHUNKED = b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
 
 REFUSED = {
     "a malformed head or body": b"GET / HTTP/1.1\r\n" + HOST + b"bad header: x\r\n\r\n",
     "no `Host` with HTTP/1.1": b"GET / HTTP/1.1\r\n\r\n",
     "another `Transfer-Encoding` than chunked": b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: gzip\r\n\r\n",
+    "`Content-Length` beside `Transfer-Encoding: chunked`": b"POST / HTTP/1.1\r\n" + HOST + LENGTH + CHUNKED,
+    "a trailer `Content-Length` behind chunks": b"POST / HTTP/1.1\r\n" + HOST + CHUNKED + LENGTH + b"\r\n",
     "`Transfer-Encoding` with HTTP/1.0": b"POST / HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "a head of more than 1 MiB": b"GET / HTTP/1.1\r\n" + HOST + (b"A: " + b"x" * 100_000 + b"\r\n") * 11 + b"\r\n",
     "a head of more than 10,000 lines": b"GET / HTTP/1.1\r\n" + HOST + b"A: b\r\n" * HEAD_LIMIT_LINES + b"\r\n",

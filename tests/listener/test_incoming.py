@@ -400,3 +400,22 @@ async def test_a_reader_waits_for_its_body_and_hears_that_it_is_malformed() -> N
     incoming.feed(b"zz\r\n")
     with pytest.raises(MalformedBody):
         await content.readany()
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"SOURCE /x ICE/1.0", b"OPTIONS /x RTSP/1.0", b"DESCRIBE /x RTSP/1.0", b"GET  / HTTP/1.1"],
+)
+def test_a_request_line_of_another_protocol_or_with_odd_blanks_is_refused_as_go_does(first: bytes) -> None:
+    """Go (net/http: readRequest): malformed HTTP version; it would go to upstream as HTTP/1.0."""
+    wire = get(first=first)
+    assert verdict([wire]) == "400"
+    for cut in range(1, len(wire)):
+        assert verdict([wire[:cut], wire[cut:]]) == "400"
+    assert verdict(wire[at : at + 1] for at in range(len(wire))) == "400"
+    assert verdict([NEXT + wire]) == "GET /next, 400"
+
+
+def test_a_length_beside_chunks_is_refused() -> None:
+    """Go (net/http: transferReader.parseTransferEncoding) drops the length; README.md tells of the difference."""
+    assert verdict([post(b"Content-Length: 3", CHUNKED, body=HI)]) == "501"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterable
 
 import pytest
@@ -185,6 +186,22 @@ async def test_bytes_behind_an_answer_to_head_do_not_reach_the_client() -> None:
         assert raw == head
 
 
+@pytest.mark.parametrize("head", [answer(b"Content-Length: 0"), answer(b"Transfer-Encoding: chunked")])
+async def test_bytes_behind_an_answer_to_head_that_fit_no_body_do_not_break_it(head: bytes) -> None:
+    said, raw = await heard([head + b"zz"], has_body=False)
+    assert said.endswith(" 0 bytes, closes")
+    assert raw == head
+
+
+async def test_the_beginning_of_another_answer_is_not_passed_on_however_the_first_one_is_cut() -> None:
+    lines = answer(b"Transfer-Encoding: chunked", body=b"4\r\n\n\n\r\n\r\n0\r\nA: b\r\n\r\n")
+    for whole in (OK, CHUNKED, lines, answer(first=b"HTTP/1.1 204 No Content")):
+        for cut in range(len(whole)):
+            said, raw = await heard(filter(None, [whole[:cut], whole[cut:] + b"HTTP/1.1 200 OK\r\nA: "]))
+            assert said.endswith(" bytes, closes")
+            assert raw == whole
+
+
 async def test_blank_lines_in_front_of_an_answer_are_not_taken_for_its_head() -> None:
     for blank in (b"\r\n", b"\r\n\r\n", b"\n\n"):
         for pieces in ([blank + OK], [blank, OK], [blank + OK[:9], OK[9:]]):
@@ -195,6 +212,16 @@ async def test_a_head_without_end_is_given_up() -> None:
     line = b"A: " + b"x" * 100_000 + b"\r\n"
     pieces = [b"HTTP/1.1 200 OK\r\n", *[line] * (HEAD_LIMIT_BYTES // len(line) + 1)]
     assert (await heard(pieces))[0] == "its answer's head is too large"
+
+
+async def test_a_head_in_tiny_reads_costs_no_more_than_its_length() -> None:
+    took = []
+    for size in (50_000, 400_000):
+        wire = answer(b"A: " + b"x" * size, b"Content-Length: 0")
+        began = time.process_time()
+        await heard(wire[at : at + 1] for at in range(len(wire)))
+        took.append(time.process_time() - began)
+    assert took[1] < 20 * took[0], took  # eight times the length
 
 
 async def test_the_parser_behind_a_head_without_a_body_is_not_used_for_the_next_answer() -> None:

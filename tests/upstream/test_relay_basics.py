@@ -210,6 +210,20 @@ async def test_upstream_connection_with_bytes_behind_an_answer_serves_nobody_els
         assert rig.upstream.connections == 2
 
 
+@pytest.mark.parametrize("surplus", [b"H", b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nA: "])
+async def test_bytes_in_the_read_of_an_answer_but_behind_it_do_not_reach_the_client(surplus):
+    async def script(side: Side) -> None:
+        while await side.head():
+            await side.send_all(OK + surplus)
+
+    async with relaying(script) as rig:
+        client = await rig.client()
+        client.send(GET)
+        assert await client.exactly(len(OK)) == OK
+        client.finish()
+        assert await client.rest() == b""
+
+
 @pytest.mark.parametrize("handler", [None, gated])
 async def test_sized_body_is_sent_as_it_came(handler):
     body = bytes(range(256)) * 5

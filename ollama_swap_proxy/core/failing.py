@@ -32,8 +32,7 @@ def drain_stuck(state: State, swap: Swap, blocking: list[Lease], now: float) -> 
 def unload_not_confirmed(state: State, swap: Swap, now: float) -> None:
     """Give an eviction up that no report confirmed in time; upstream keeps the request, so the victim is leaving."""
     key = swap.victim or ""
-    resident = state.residency.residents.get(key)
-    name = resident.name if resident else key
+    name = state.residency.name_of(key)
     why = f" ({swap.eviction_text})" if swap.eviction_text else ""
     after = _seconds(now - swap.first_asked_at)
     text = f"{swap.name} was waited for behind {name}: its unload was not confirmed within {after}{why}"

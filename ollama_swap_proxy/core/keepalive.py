@@ -55,7 +55,7 @@ def answered(state: State, event: events.KeptAlive) -> None:
     """Take in how a request of ours ended."""
     state.keeping_alive.discard(event.key)
     if event.reason:
-        state.say("keep_alive_not_set", warning=True, model=_name(state, event.key), reason=event.reason)
+        state.say("keep_alive_not_set", warning=True, model=state.residency.name_of(event.key), reason=event.reason)
 
 
 def _may_be_set(state: State, key: str, now: float) -> bool:
@@ -74,8 +74,3 @@ def _set(state: State, key: str) -> None:
     name, recipe = state.recipes[variant]
     state.keeping_alive.add(key)
     state.out.append(commands.KeepAlive(key, name, recipe, limits.keep_alive(state, key)))
-
-
-def _name(state: State, key: str) -> str:
-    resident = state.residency.residents.get(key)
-    return resident.name if resident is not None else key

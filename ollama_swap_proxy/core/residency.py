@@ -136,6 +136,11 @@ class Residency:
         """Say whether we know what is resident by a report asked for at or after this moment."""
         return self.known and self.asked_at >= moment
 
+    def name_of(self, key: str) -> str:
+        """Return the name that a resident is listed by; of one that is gone, its key."""
+        resident = self.residents.get(key)
+        return key if resident is None else resident.name
+
     def holds(self, variant: Variant) -> bool:
         """Say whether exactly this variant is resident, its options known."""
         return variant.key in self.residents and self.options.get(variant.key) == variant.options

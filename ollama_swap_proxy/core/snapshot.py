@@ -296,8 +296,7 @@ def _swap(state: State, now: float) -> SwapSeen | None:
     swap = state.swap
     if swap is None:
         return None
-    names = {resident.key: resident.name for resident in state.residency.residents.values()}
-    reload = swap.reload
+    name_of, reload = state.residency.name_of, swap.reload
     return SwapSeen(
         id=swap.id,
         target=swap.name,
@@ -307,8 +306,8 @@ def _swap(state: State, now: float) -> SwapSeen | None:
         phase_s=round(now - swap.phase_since, 3),
         overdue_s=round(max(0.0, now - bounds.step_ends_at(state, swap)), 3),
         total_s=round(now - swap.decided_at, 3),
-        victims=tuple(names.get(key, key) for key in sorted(swap.expected_victims)),
-        beside=tuple(names.get(key, key) for key in sorted(swap.staying)),
+        victims=tuple(map(name_of, sorted(swap.expected_victims))),
+        beside=tuple(map(name_of, sorted(swap.staying))),
         trial=swap.trial,
         reload=None if reload is None else ReloadSeen(reload.client, reload.ticket_id, reload.changes),
         waits_for_leases=tuple(lease.ticket.id for lease in plans.blocking(state, swap)),
